@@ -1,0 +1,230 @@
+"""The shapes that modules hand to each other; each field says what it means where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True):
+    """A value: named fields, never changed."""
+
+
+# --- definitions: what the YAML says -------------------------------------------------------------
+
+
+class Problem(Struct, order=True):
+    """One thing wrong in one file."""
+
+    file: str
+    """Relative to `DIRECTOR_HOME`, with `/`."""
+    line: int
+    """From 1."""
+    column: int
+    """From 1."""
+    text: str
+    """Names the workflow or source first where there is one: `example.ETL: no task is named "LAOD"`."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.text}"
+
+
+class Call(Struct, tag="task"):
+    """A task's place in a workflow, with the options given there."""
+
+    name: str
+    queue: str | None = None
+    retries: int | None = None
+    backoff: float | None = None
+    """Seconds before the first retry; doubles, at most 600."""
+    timeout: float | None = None
+    """Seconds an attempt may take; None means no limit."""
+    line: int = 0
+    column: int = 0
+
+
+class Group(Struct, tag="group"):
+    """Members that run in parallel."""
+
+    name: str
+    members: tuple[Call | Group | Chain, ...]
+
+
+class Chain(Struct, tag="chain"):
+    """Members that run one after the other; a workflow is one."""
+
+    name: str
+    members: tuple[Call | Group | Chain, ...]
+
+
+Element = Call | Group | Chain
+
+
+class Trigger(Struct):
+    """Which deliveries start the workflow, and with which payload."""
+
+    source: str
+    events: tuple[str, ...] = ()
+    """Empty: any event. `pull_request.closed` means the event and the body's `action`."""
+    when: str | None = None
+    """JMESPath over the body; a true result lets the delivery in."""
+    payload: str | Mapping[str, str] | None = None
+    """JMESPath that gives the payload, or one for each of its keys; None: the whole body."""
+
+
+class Source(Struct):
+    """Somebody who sends webhooks."""
+
+    name: str
+    scheme: str | Mapping[str, Any]
+    """A preset's name, or a mapping with `scheme` (a preset's name) and the keys that differ."""
+    secrets: tuple[str, ...]
+    """Names of environment variables, in order of preference; never the secrets themselves."""
+
+
+class Workflow(Struct):
+    """A definition from YAML."""
+
+    name: str
+    tasks: Chain
+    description: str = ""
+    queue: str | None = None
+    """Default queue of its tasks; None: the task's own, else `celery`."""
+    queues: Mapping[str, str] = {}
+    """Queue by task name (`customs`)."""
+    schema: Mapping[str, Any] | None = None
+    """JSON Schema of the payload, checked before a run starts."""
+    payload: Mapping[str, Any] = {}
+    """Defaults, merged under the caller's payload (top-level keys)."""
+    success_hook: str | None = None
+    failure_hook: str | None = None
+    enabled: bool = True
+    triggers: tuple[Trigger, ...] = ()
+    file: str = ""
+    line: int = 0
+
+
+class Project(Struct):
+    """Everything that the files of one `DIRECTOR_HOME` say."""
+
+    workflows: Mapping[str, Workflow]
+    """In service: without problems, or the last version that had none."""
+    sources: Mapping[str, Source]
+    problems: tuple[Problem, ...]
+    broken: Mapping[str, tuple[Problem, ...]]
+    """Workflow or file → why it is out of service, or why its newest version is."""
+
+
+# --- plans: a workflow flattened ------------------------------------------------------------------
+
+
+class TaskOptions(Struct):
+    """What a task's decorator says; workers publish it where they import `tasks/`."""
+
+    queue: str | None = None
+    priority: int | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    limited: bool = False
+    """Has a time or rate limit, so that it never runs ahead."""
+
+
+class Node(Struct):
+    """One task run's place in a plan, or a join between two adjacent groups."""
+
+    key: str
+    """The task's name, `.2`, `.3` for repeats; `+N` for a join."""
+    task: str
+    """Empty for a join, which no worker ever sees."""
+    parents: tuple[int, ...] = ()
+    children: tuple[int, ...] = ()
+    shape: Literal["none", "one", "list"] = "none"
+    """What the function gets: `None`, its parent's result, or a list of its parents' results."""
+    queue: str = "celery"
+    priority: int = 0
+    """0 to 9 as Celery writes it; on Redis 0 goes first."""
+    retries: int | None = None
+    backoff: float | None = None
+    timeout_s: float | None = None
+    soft_timeout_s: float | None = None
+    ahead: bool = False
+    """May be begun by a process that has just finished another task run."""
+
+
+class Plan(Struct):
+    """A flat DAG: task runs in YAML order, then joins; hooks apart."""
+
+    workflow: str
+    nodes: tuple[Node, ...]
+    total: int
+    """Task runs without joins: `nodes[:total]`."""
+    success_hook: Node | None = None
+    failure_hook: Node | None = None
+    digest: str = ""
+    """16 hex digits over all the above: the plan's name in the store."""
+
+    def hook(self, kind: str) -> Node | None:
+        """Return the hook for `s` (success) or `f` (failure)."""
+        return self.success_hook if kind == "s" else self.failure_hook
+
+
+# --- runs: what the store remembers ---------------------------------------------------------------
+
+
+class TaskError(Struct, omit_defaults=True):
+    """Why a task run failed."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class TaskRun(Struct):
+    """One task's place in one run. Times are milliseconds since 1970, None when it has not happened."""
+
+    number: int
+    key: str
+    task: str
+    status: str
+    attempts: int = 0
+    parents: tuple[str, ...] = ()
+    queue: str = "celery"
+    hook: bool = False
+    queued_at: int | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
+    next_at: int | None = None
+    """When a `retrying` one is tried again."""
+    worker: str | None = None
+    """`boot.process` of the worker that has or had it."""
+    result: msgspec.Raw | None = None
+    """JSON."""
+    error: TaskError | None = None
+
+
+class Run(Struct):
+    """One execution of a workflow. Times as in TaskRun."""
+
+    id: str
+    workflow: str
+    status: str
+    launch: int
+    trigger: Mapping[str, Any]
+    """`kind` (webhook, api, cli, schedule) and what that kind adds: source, event, delivery."""
+    comment: str
+    relaunch_of: str | None
+    created_at: int
+    started_at: int | None
+    ended_at: int | None
+    total: int
+    succeeded: int
+    failed: int
+    error_task: str | None = None
+    error: TaskError | None = None
+    plan: str = ""
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+    """JSON; `{}` in listings."""
+    tasks: tuple[TaskRun, ...] | None = None
+    """None in listings."""
