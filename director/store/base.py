@@ -1,0 +1,384 @@
+"""The store's contract.
+
+A verb does nothing: it *describes* one call. `Store.execute` makes it; so the worker (one call at
+a time) and the web process (all that wait, as one pipeline) share every description.
+
+Every call may be made twice, because a reply can get lost: the second call changes nothing and
+gets the first answer. Runs are known by ids made by the caller, executions by tokens made by the
+caller. Times are milliseconds since 1970 by the store's clock.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from director.errors import DirectorError
+from director.models import Plan, Run, Struct, TaskError, TaskOptions
+
+T = TypeVar("T")
+LEASE_MS = 30_000
+"""A lease's length; its holder renews it every third of that."""
+RESEND_MS = 20_000
+"""How long a message may be missing before it is sent again."""
+OUTAGE_MS = 5_000
+"""When no sweep ran for so long, the store was away: leases get OUTAGE_GRACE_MS more."""
+OUTAGE_GRACE_MS = 15_000
+UNKNOWN_MS = 5_000
+"""How long a task run waits after a worker said that it does not know the task."""
+SWEEP_LIMIT = 200
+"""Task runs that one sweep changes at most, of each kind."""
+
+
+class Described(Generic[T]):
+    """One call to a store, not yet made. `T` is what its answer reads as."""
+
+    __slots__ = ()
+
+
+Steps = Generator[Described[Any], Any, T]
+"""A flow of one or more calls: yields each description, is sent its answer, returns its result."""
+
+
+class Ref(Struct, order=True):
+    """One task run."""
+
+    run_id: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.run_id}:{self.number}"
+
+
+class Dedupe(Struct):
+    """What makes two starts the same one."""
+
+    key: str
+    """`SOURCE:DELIVERY`, or `api:IDEMPOTENCY-KEY`; the store adds the workflow."""
+    ttl_s: int
+    fingerprint: str = ""
+    """What must agree as well, else the second start is answered with `conflict`."""
+
+
+class NewRun(Struct):
+    """All that a start writes."""
+
+    run_id: str
+    plan: Plan
+    payload: bytes
+    """JSON."""
+    trigger: Mapping[str, Any]
+    comment: str = ""
+    relaunch_of: str = ""
+    dedupe: Dedupe | None = None
+    kept: tuple[int, ...] = ()
+    """Task runs (joins too) that take their result from `relaunch_of` instead of running."""
+    roots: tuple[int, ...] = ()
+    """Task runs to queue: those with no parent outside `kept`."""
+    waits: Mapping[int, int] = {}
+    """Parents left to wait for, where that is fewer than the plan says."""
+
+
+class Started(Struct):
+    """A start's answer."""
+
+    run_id: str
+    """The caller's, or the first run's when `duplicate`."""
+    duplicate: bool = False
+    conflict: bool = False
+    """The same dedupe key came with another fingerprint; nothing was started."""
+
+
+class Begun(Struct):
+    """The right to execute one task run, and all that its function needs."""
+
+    ref: Ref
+    token: str
+    workflow: str
+    plan: str
+    task: str
+    shape: str
+    """`none`, `one` or `list`: what `results` become as an argument (see Node)."""
+    attempt: int
+    """From 1, over all launches."""
+    retries: int
+    """Retries used in this launch: Celery's `request.retries`."""
+    launch: int
+    hook: str
+    """`s` or `f` for a success or failure hook, else empty."""
+    payload: bytes
+    trigger: bytes
+    """JSON."""
+    results: tuple[bytes, ...]
+    """Parents' results in YAML order, JSON each."""
+
+
+class Outcome(Struct):
+    """How an execution ended: exactly one of the three."""
+
+    result: bytes | None = None
+    """JSON of a success."""
+    error: TaskError | None = None
+    """A failure; together with `retry_in_ms`, the reason for another try."""
+    retry_in_ms: int | None = None
+
+
+class Next(Struct):
+    """A wish for another task run in the same call (run-ahead)."""
+
+    token: str
+    """For whatever is begun."""
+    queue: str
+    """Only successors in this queue are kept; name of a Redis list (`messages.queue_list`)."""
+    take: bool = False
+    """Take the oldest message of the queue when no successor is kept."""
+
+
+class Finished(Struct):
+    """A finish's answer."""
+
+    accepted: bool
+    """False: the token was no longer live; nothing changed."""
+    begun: Begun | None = None
+    run_status: str = ""
+    """The run's status after the call."""
+
+
+class Relaunch(Struct):
+    """A resume in place, worked out by `engine.relaunch`."""
+
+    run_id: str
+    launch: int
+    """The launch that was looked at; another one means that somebody was faster."""
+    token: str
+    """Made by the caller; the same token again gets the first answer."""
+    plan: Plan
+    resets: Mapping[int, int]
+    """Node → parents to wait for. Those with 0 are queued."""
+
+
+class Swept(Struct):
+    """What one pass of the sweep did; each is a list of task runs."""
+
+    resent: tuple[Ref, ...] = ()
+    """Their message was lost."""
+    lost: tuple[Ref, ...] = ()
+    """Their lease ended; queued again, or failed after too many losses."""
+    timed_out: tuple[Ref, ...] = ()
+    released: tuple[Ref, ...] = ()
+    """Were retrying; their time has come."""
+    idle: bool = True
+    """Nothing runs, is queued or is delayed."""
+
+
+class Outbox(Struct):
+    """A queued task run whose message the caller has to publish (brokers other than the same Redis)."""
+
+    ref: Ref
+    plan: str
+    queued_at: int
+    hook: str = ""
+
+
+class Filter(Struct):
+    """Which runs a listing shows, newest first."""
+
+    workflow: str | None = None
+    status: str | None = None
+    since: int | None = None
+    """Created at or after, ms."""
+    until: int | None = None
+    """Created before, ms."""
+    after: str | None = None
+    """Runs older than this run id (the cursor)."""
+    limit: int = 50
+
+
+class WorkflowState(Struct):
+    """A line of `/status`."""
+
+    status: str | None
+    """Of the newest run."""
+    last_run: str | None
+    last_success_at: int | None
+    active: int
+
+
+class StoreState(Struct):
+    """What `/status` and `/health/ready` show."""
+
+    queued: int
+    oldest_queued_s: float | None
+    workers: int
+    """Workers seen in the last 30 s."""
+    workflows: Mapping[str, WorkflowState]
+
+
+class Store(ABC):
+    """What remembers runs.
+
+    Raises:
+        StoreUnavailable: from `execute`, when the store did not answer. The call may have been
+            made; making it again is safe.
+    """
+
+    clock: Callable[[], int] | None = None
+    """Milliseconds since 1970, for tests; None means the store's own clock."""
+
+    # The running of descriptions
+
+    @abstractmethod
+    def execute(self, calls: Sequence[Described[Any]]) -> list[Any]:
+        """Make the calls, in order, in one exchange; return an answer or a DirectorError for each.
+
+        Raises:
+            StoreUnavailable: none of the answers is known.
+        """
+
+    def do(self, call: Described[T]) -> T:
+        """Make one call and return its answer, or raise its error."""
+        answer = self.execute([call])[0]
+        if isinstance(answer, DirectorError):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    def run(self, steps: Steps[T]) -> T:
+        """Make the calls of a flow one after the other; return the flow's result."""
+        try:
+            call = next(steps)
+            while True:
+                answer = self.execute([call])[0]
+                call = steps.throw(answer) if isinstance(answer, DirectorError) else steps.send(answer)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give connections and files back."""
+
+    # The life of a run
+
+    @abstractmethod
+    def start(self, new: NewRun) -> Described[Started]:
+        """Write the run, its index entries, its dedupe key and its first messages, all or nothing.
+
+        Again: a run id that exists answers as the first time. A known dedupe key gives the run it
+        started (`duplicate`), or `conflict` when the fingerprint differs; nothing is written.
+        """
+
+    @abstractmethod
+    def begin(self, ref: Ref, token: str, holder: str) -> Described[Begun | None]:
+        """Take a queued task run: queued → running, with a lease of LEASE_MS for `holder`.
+
+        Again with the token that holds it: the same answer. None: it is not queued (begun by
+        somebody else, ended, canceled, unknown); nothing changed.
+        """
+
+    @abstractmethod
+    def finish(
+        self, ref: Ref, token: str, outcome: Outcome, holder: str, wish: Next | None = None
+    ) -> Described[Finished]:
+        """Record how an execution ended, release and queue successors, end the run, queue its hook.
+
+        With a wish, one eligible successor is begun for `holder` in the same step instead of queued;
+        failing that, on Redis, the oldest eligible message of the queue is taken and begun.
+        Only the live token is accepted. Again with the token that was accepted: the first answer,
+        the kept task run included, as long as `holder` has not finished that one.
+        """
+
+    @abstractmethod
+    def renew(self, held: Sequence[tuple[Ref, str]]) -> Described[tuple[Ref, ...]]:
+        """Give each (task run, token) a lease of LEASE_MS from now; return those that are not held any more."""
+
+    @abstractmethod
+    def hand_back(self, ref: Ref, token: str, counted: bool) -> Described[bool]:
+        """Put a running task run back in its queue: running → queued; False when the token is not live.
+
+        `counted`: a loss; after the store's `max_lost` losses it fails instead.
+        """
+
+    @abstractmethod
+    def held(self, holder: str) -> Described[tuple[tuple[Ref, str], ...]]:
+        """Return what a holder (`boot.process`, or every process of `boot.`) has leases for, with tokens."""
+
+    @abstractmethod
+    def unknown(self, ref: Ref, error: TaskError) -> Described[str]:
+        """A worker does not know the task: counts as a loss, and waits UNKNOWN_MS.
+
+        queued → retrying, or queued → failed with `error` at the limit. Returns the task run's status.
+        """
+
+    @abstractmethod
+    def cancel(self, run_id: str, token: str) -> Described[str]:
+        """End the run as canceled: leases void, nothing queued, no hook.
+
+        Returns "" when this call, known by its token, canceled it (again: the same), else the
+        status of the ended run, which stays as it is. Raises NotFound.
+        """
+
+    @abstractmethod
+    def relaunch(self, order: Relaunch) -> Described[int]:
+        """Take an ended run back to queued; return its new launch.
+
+        Again with the same token: the first answer. Raises NotFound, and Conflict when the run is not
+        failed or canceled, or another launch than the one looked at.
+        """
+
+    # The loop
+
+    @abstractmethod
+    def sweep(self) -> Described[Swept]:
+        """Send lost messages again, take back ended leases, fail what is past its timeout, release
+        what has waited. Bounded by SWEEP_LIMIT each; any number of sweepers may run."""
+
+    @abstractmethod
+    def outbox(self) -> Described[tuple[Outbox, ...]]:
+        """Return queued task runs, oldest first, for a broker that the store cannot write to."""
+
+    # Workers
+
+    @abstractmethod
+    def publish(self, worker: str, tasks: Mapping[str, TaskOptions]) -> Described[None]:
+        """Say that a worker is alive (for 30 s) and what its tasks' decorators say."""
+
+    @abstractmethod
+    def task_options(self) -> Described[dict[str, TaskOptions]]:
+        """Return what workers have published."""
+
+    @abstractmethod
+    def queues(self) -> Described[tuple[str, ...]]:
+        """Return every queue (plain names) that a plan in the store names."""
+
+    # Reading
+
+    @abstractmethod
+    def plan(self, digest: str) -> Described[Plan]:
+        """Return a plan. Raises NotFound."""
+
+    @abstractmethod
+    def get(self, run_id: str) -> Described[Run]:
+        """Return all of a run. Raises NotFound."""
+
+    @abstractmethod
+    def status_of(self, run_id: str) -> Described[str]:
+        """Return a run's status. Raises NotFound."""
+
+    @abstractmethod
+    def list(self, which: Filter) -> Described[tuple[tuple[Run, ...], str | None]]:
+        """Return runs, newest first, without payload and tasks, and the next cursor."""
+
+    @abstractmethod
+    def state(self, workflows: Sequence[str]) -> Described[StoreState]:
+        """Return counts, and the newest of each workflow."""
+
+    @abstractmethod
+    def ping(self) -> Described[None]:
+        """Do nothing, if the store can."""
+
+
+def encode(value: Any) -> bytes:
+    """Return JSON for what the store keeps."""
+    return msgspec.json.encode(value)

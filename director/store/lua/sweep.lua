@@ -1,0 +1,95 @@
+-- One pass over what may be stuck: ended leases, waits that are over, lost messages.
+--
+-- ARGV[5] task runs to change at most, of each kind
+-- ARGV[6] ms without a sweep after which the store is taken to have been away  [7] ms that leases then get
+--
+-- Reply: {lost, timed out, released, resent, busy}; lists of RUN:NUMBER, and 1 when anything is still underway.
+
+local LONGEST_WAIT_MS = 600000
+local limit, outage_ms, grace_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local leases, delayed = prefix .. 'leases', prefix .. 'delayed'
+local lost, timed_out, released, resent = {}, {}, {}, {}
+
+local function due(key, most)
+  return redis.call('ZRANGEBYSCORE', key, '-inf', string.format('%.0f', most), 'LIMIT', 0, limit)
+end
+
+local function look(member)
+  local id, number = split(member)
+  local run = open(id, number)
+  return run, number, run and run.text and parse(run, run.text)
+end
+
+local seen = redis.call('HMGET', prefix .. 'sweep', 'at', 'grace')
+local grace = tonumber(seen[2]) or 0
+if seen[1] and now - tonumber(seen[1]) > outage_ms then
+  grace = now + grace_ms
+  redis.call('HSET', prefix .. 'sweep', 'grace', string.format('%.0f', grace))
+end
+redis.call('HSET', prefix .. 'sweep', 'at', string.format('%.0f', now))
+
+if now >= grace then
+  for _, member in ipairs(due(leases, now)) do
+    local run, number, t = look(member)
+    if not t or t.s ~= 'r' then
+      redis.call('ZREM', leases, member)
+    else
+      local node = get_node(run, number)
+      if node.timeout > 0 and now >= t.started + node.timeout then
+        t.token = '-'
+        complete(run, number, t, node, 'f', string.format(
+          '{"type":"Timeout","message":"it took longer than its timeout of %g s"}', node.timeout / 1000))
+        timed_out[#timed_out + 1] = member
+      else
+        take_back(run, number, t, node, true)
+        lost[#lost + 1] = member
+      end
+      save(run)
+    end
+  end
+end
+
+for _, member in ipairs(due(delayed, now)) do
+  local run, number, t = look(member)
+  redis.call('ZREM', delayed, member)
+  if t and t.s == 'y' then
+    queue(run, number, t, get_node(run, number))
+    save(run)
+    released[#released + 1] = member
+  end
+end
+
+-- A message is lost when its own list holds only newer ones. The list is in the order of sending, so
+-- what was sent before the oldest message there, and is still queued, is in no list.
+local busy = redis.call('ZCARD', leases) + redis.call('ZCARD', delayed)
+for _, list in ipairs(redis.call('SMEMBERS', prefix .. 'queues')) do
+  local queued = prefix .. 'queued:' .. list
+  local count = redis.call('ZCARD', queued)
+  busy = busy + count
+  if pushes and count > 0 then
+    local most = now
+    local tail = redis.call('LRANGE', prefix .. 'mq:' .. list, -5, -1)
+    if #tail > 0 then
+      most = -1
+      for i = #tail, 1, -1 do
+        local at = string.match(tail[i], '"director": "%S+ (%d+) %d"')
+        if at then
+          most = math.min(now, tonumber(at) + RESEND_MS - 1)
+          break
+        end
+      end
+    end
+    for _, member in ipairs(most > 0 and due(queued, most) or {}) do
+      local run, number, t = look(member)
+      if not t or t.s ~= 'q' then
+        redis.call('ZREM', queued, member)
+      else
+        push(run, number, get_node(run, number))
+        local wait = math.min(LONGEST_WAIT_MS, now - t.queued + RESEND_MS)
+        redis.call('ZADD', queued, now + wait, member)
+        resent[#resent + 1] = member
+      end
+    end
+  end
+end
+return { lost, timed_out, released, resent, busy > 0 and 1 or 0 }
