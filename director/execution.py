@@ -1,0 +1,295 @@
+"""MAIN PATH, in the process that executes: begin, call the function, finish, go on with the next.
+
+Nothing here knows Celery: `worker` hands in how a function is called (through Celery's tracer).
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import os
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from director import log, registry
+from director.engine import new_token
+from director.errors import DirectorError, StoreUnavailable
+from director.models import Run, TaskError
+from director.settings import MAX_ARGUMENT_BYTES, Settings
+from director.states import FAILED
+from director.store.base import Begun, Finished, Next, Outcome, Ref, Store
+
+LOOK_S = 2.0
+"""How often a process renews its leases and looks whether its runs were canceled."""
+MAX_BACKOFF_S = 600.0
+
+logger = log.get("director.execution")
+
+
+class CallFunction(Protocol):
+    """Calls a task's function; returns how that ended, its result not yet encoded."""
+
+    def __call__(self, begun: Begun, arguments: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]) -> Result:
+        """Raises UnknownTask, and nothing of the function's."""
+
+
+class UnknownTask(Exception):
+    """No function is registered under the name, in this process."""
+
+
+class Result(msgspec.Struct):
+    """How a function ended: a value, an error, or an error and the wish to be called again."""
+
+    value: Any = None
+    error: TaskError | None = None
+    retry_in_s: float | None = None
+
+
+class Executor:
+    """Executes task runs in this process and keeps their leases alive.
+
+    Args:
+        store: any; a forked child may use its parent's.
+        settings: limits and the run-ahead budget.
+        threads: True when several task runs execute in one process.
+    """
+
+    def __init__(self, store: Store, settings: Settings, *, threads: bool) -> None:
+        self.store = store
+        self.settings = settings
+        self.boot = secrets.token_urlsafe(3)
+        self.ahead_s = settings.run_ahead_s
+        self._threads = threads
+        self._local = threading.local()
+        self._numbers = itertools.count(1)
+        self._held: dict[str, _Held] = {}
+        self._keeper: tuple[int, threading.Thread] | None = None
+
+    def execute(self, ref: Ref, queue: str, ahead: bool, call: CallFunction) -> None:
+        """Begin a task run; call its function; finish it; go on with what the store hands over.
+
+        A message that comes twice, late, or for a canceled run finds nothing to begin.
+        """
+        holder = self.holder()
+        try:
+            begun = self.store.do(self.store.begin(ref, new_token(), holder))
+        except StoreUnavailable as exc:
+            # The message is gone, the task run still queued: the sweep sends it again.
+            logger.warning("task.not_begun", task_run=str(ref), reason=str(exc))
+            return
+        deadline = time.monotonic() + self.ahead_s
+        while begun is not None:
+            try:
+                outcome = self._call(begun, call)
+            except UnknownTask:
+                # Another worker of the same queue may know it; this one has taken it only to go on.
+                self.store.do(self.store.hand_back(begun.ref, begun.token, counted=False))
+                self.unknown(begun.ref, begun.task, queue)
+                return
+            wish = None
+            if ahead and time.monotonic() < deadline:
+                wish = Next(token=new_token(), queue=queue, take=True)
+            begun = self._finish(begun, outcome, holder, wish).begun
+
+    def unknown(self, ref: Ref, task: str, queue: str) -> None:
+        """Tell the store that this worker does not know a queued task run's task."""
+        error = TaskError(type="UnknownTask", message=f'no worker of queue "{queue}" knows "{task}"')
+        status = self.store.do(self.store.unknown(ref, error))
+        logger.error("task.unknown", task_run=str(ref), task=task, queue=queue, status=status)
+
+    def holder(self) -> str:
+        """Return the name under which this thread holds leases: `boot.process`, at most 11 characters."""
+        if not self._threads:
+            return f"{self.boot}.{os.getpid():x}"
+        if not hasattr(self._local, "number"):
+            self._local.number = next(self._numbers)
+        return f"{self.boot}.{self._local.number:x}"
+
+    def idle(self) -> bool:
+        """Return whether nothing executes in this process."""
+        return not self._held
+
+    def _call(self, begun: Begun, call: CallFunction) -> Outcome:
+        held = self._held[begun.token] = _Held(begun.ref)
+        self._keep()
+        registry.set_current(lambda: held.gone)
+        started = time.monotonic()
+        try:
+            outcome = self._outcome(begun, call(begun, lambda: self._arguments(begun)))
+        finally:
+            registry.set_current(None)
+            del self._held[begun.token]
+        duration_s = round(time.monotonic() - started, 4)
+        facts = {"run_id": begun.ref.run_id, "task": begun.task, "attempt": begun.attempt}
+        if outcome.error is None:
+            logger.debug("task.succeeded", **facts, duration_s=duration_s)
+        else:
+            event = "task.failed" if outcome.retry_in_ms is None else "task.retried"
+            reason = f"{outcome.error.type}: {outcome.error.message}"
+            logger.warning(event, **facts, duration_s=duration_s, reason=reason)
+        return outcome
+
+    def _finish(self, begun: Begun, outcome: Outcome, holder: str, wish: Next | None) -> Finished:
+        """Record the outcome, however long the store is away: the result is here and nowhere else."""
+        wait_s = 0.1
+        while True:
+            try:
+                finished = self.store.do(self.store.finish(begun.ref, begun.token, outcome, holder, wish))
+                break
+            except StoreUnavailable as exc:
+                logger.warning("task.not_recorded", task_run=str(begun.ref), reason=str(exc), wait_s=wait_s)
+                time.sleep(wait_s)
+                wait_s = min(wait_s * 2, 2.0)
+        if not finished.accepted:
+            logger.warning("task.refused", task_run=str(begun.ref), reason="its lease was taken away")
+        elif finished.run_status == FAILED and outcome.error is not None:
+            logger.error("run.failed", run_id=begun.ref.run_id, workflow=begun.workflow, task=begun.task)
+        return finished
+
+    def _arguments(self, begun: Begun) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what the function is called with, as celery-director does."""
+        size = len(begun.payload) + sum(map(len, begun.results))
+        if size > MAX_ARGUMENT_BYTES:
+            raise ValueError(f"its arguments have {size} bytes; the limit is {MAX_ARGUMENT_BYTES}")
+        results = [msgspec.json.decode(result) for result in begun.results]
+        previous = results if begun.shape == "list" else (results[0] if results else None)
+        kwargs = {
+            "payload": msgspec.json.decode(begun.payload),
+            "workflow_id": begun.ref.run_id,
+            "trigger": msgspec.json.decode(begun.trigger),
+        }
+        if begun.hook == "f":
+            kwargs["run"] = self._failed_run(begun.ref.run_id)
+        return (previous,), kwargs
+
+    def _failed_run(self, run_id: str) -> dict[str, Any]:
+        run: Run = self.store.do(self.store.get(run_id))
+        failed = [
+            {"key": task.key, "task": task.task, "error": msgspec.to_builtins(task.error)}
+            for task in run.tasks or ()
+            if task.status == FAILED and not task.hook
+        ]
+        url = self.settings.run_url(run_id)
+        return {"id": run_id, "workflow": run.workflow, "url": url, "failed": failed}
+
+    def _outcome(self, begun: Begun, result: Result) -> Outcome:
+        if result.error is None:
+            try:
+                return Outcome(result=self._encode(result.value))
+            except (TypeError, ValueError, RecursionError) as exc:
+                message = f"the result is not JSON: {exc}. Return dicts, lists, strings, numbers, true/false, None."
+                if isinstance(exc, OverflowError | _TooLarge):
+                    message = str(exc)
+                return Outcome(error=TaskError(type="ResultError", message=message))
+        retry_in_s = result.retry_in_s
+        if retry_in_s is None:
+            retry_in_s = self._retry_of_plan(begun)
+        return Outcome(
+            error=result.error, retry_in_ms=None if retry_in_s is None else max(0, int(retry_in_s * 1000))
+        )
+
+    def _encode(self, value: Any) -> bytes:
+        # Not msgspec: it would let datetimes, sets and NaN through in another shape.
+        body = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(body) > self.settings.max_result_bytes:
+            raise _TooLarge(
+                f"the result has {len(body)} bytes; the limit is {self.settings.max_result_bytes} "
+                "(DIRECTOR_MAX_RESULT_BYTES). Store it elsewhere and return where."
+            )
+        return body
+
+    def _retry_of_plan(self, begun: Begun) -> float | None:
+        """Return seconds until the next try that the YAML grants, doubling with jitter, or None."""
+        if begun.hook:
+            return None
+        try:
+            node = self.store.do(self.store.plan(begun.plan)).nodes[begun.ref.number]
+        except DirectorError:
+            return None
+        if begun.retries >= (node.retries or 0):
+            return None
+        backoff_s = (node.backoff or 1.0) * 2**begun.retries
+        return min(backoff_s, MAX_BACKOFF_S) * random.uniform(0.75, 1.0)  # noqa: S311
+
+    def _keep(self) -> None:
+        """Start the thread that renews leases, once a process: a fork does not take it along."""
+        pid = os.getpid()
+        if self._keeper is None or self._keeper[0] != pid:
+            self._held = {token: held for token, held in self._held.items() if held.pid == pid}
+            thread = threading.Thread(target=self._renew_for_ever, name="leases", daemon=True)
+            self._keeper = (pid, thread)
+            thread.start()
+
+    def _renew_for_ever(self) -> None:
+        while True:
+            time.sleep(LOOK_S)
+            held = [(held.ref, token) for token, held in list(self._held.items()) if held.is_old()]
+            if not held:
+                continue
+            try:
+                gone = set(self.store.do(self.store.renew(held)))
+            except DirectorError as exc:
+                logger.warning("lease.not_renewed", count=len(held), reason=str(exc))
+                continue
+            for ref, token in held:
+                if ref in gone and token in self._held:
+                    self._held[token].gone = True
+
+
+class _Held:
+    """A task run that executes here."""
+
+    def __init__(self, ref: Ref) -> None:
+        self.ref = ref
+        self.pid = os.getpid()
+        self.since = time.monotonic()
+        self.gone = False
+
+    def is_old(self) -> bool:
+        """Return whether it is worth a call: most task runs end before."""
+        return time.monotonic() - self.since > LOOK_S / 2
+
+
+class _TooLarge(ValueError):
+    """A result over the limit."""
+
+
+class Arguments:
+    """Which of the offered arguments a function takes: all, or those it names."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.positional = 1
+        self.names: frozenset[str] | None = None
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):
+            return
+        kinds = {parameter.kind for parameter in parameters}
+        offered = {"payload", "workflow_id", "trigger", "run"}
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        taken = [p for p in parameters if p.kind in positional and p.name not in offered]
+        if not taken and inspect.Parameter.VAR_POSITIONAL not in kinds:
+            self.positional = 0
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            self.names = frozenset(p.name for p in parameters)
+
+    def select(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what the function is called with."""
+        if self.names is None:
+            return args[: self.positional], dict(kwargs)
+        return args[: self.positional], {name: value for name, value in kwargs.items() if name in self.names}
+
+
+def seconds_until(when: object) -> float:
+    """Return the seconds of Celery's `Retry.when`: a number of seconds, or a time."""
+    if isinstance(when, datetime):
+        return (when.astimezone(UTC) - datetime.now(UTC)).total_seconds()
+    return float(when) if isinstance(when, int | float) else 0.0
