@@ -17,18 +17,19 @@ from typing import Any
 import msgspec
 import uuid_utils
 
-from director import definitions, plan, states
+from director import definitions, log, plan, states
 from director.errors import Conflict, DefinitionError, NotFound, TooLarge
 from director.models import Plan, Run, Struct, TaskOptions, Workflow
 from director.settings import MAX_PAYLOAD_BYTES
-from director.store.base import Dedupe, NewRun, Relaunch, Started, Steps, Store
+from director.store.base import Dedupe, NewRun, Relaunch, Started, Steps, Store, Swept
 
 OPTIONS_AGE_S = 5.0
+logger = log.get("director.engine")
 FindWorkflow = Callable[[str], Workflow]
 """Name → workflow; raises NotFound or DefinitionError (as `Definitions.workflow` does)."""
 
 
-class Relaunched(Struct):
+class Relaunched(Struct, frozen=True):
     """What a relaunch does, or would do."""
 
     id: str
@@ -47,6 +48,18 @@ def new_token() -> str:
 def new_run_id() -> str:
     """Return a UUIDv7: ids sort by the time they were made."""
     return str(uuid_utils.uuid7())
+
+
+def sweep(store: Store) -> Swept:
+    """Make one pass over what may be stuck, and log what it moved."""
+    swept = store.do(store.sweep())
+    for ref in swept.lost:
+        logger.warning("task.requeued", task_run=str(ref), reason="its lease ended")
+    for ref in swept.timed_out:
+        logger.error("task.failed", task_run=str(ref), reason="timeout")
+    for ref in swept.resent:
+        logger.warning("message.resent", task_run=str(ref), reason="its message was lost")
+    return swept
 
 
 class Engine:
@@ -86,7 +99,8 @@ class Engine:
             dedupe=dedupe,
             roots=_roots(current),
         )
-        return (yield self.store.start(new))
+        started: Started = yield self.store.start(new)
+        return started
 
     def cancel(self, run_id: str) -> Steps[None]:
         """End a run at once.

@@ -22,7 +22,7 @@ import msgspec
 from director import log, registry
 from director.engine import new_token
 from director.errors import DirectorError, StoreUnavailable
-from director.models import Run, TaskError
+from director.models import Plan, Run, TaskError
 from director.settings import MAX_ARGUMENT_BYTES, Settings
 from director.states import FAILED
 from director.store.base import Begun, Finished, Next, Outcome, Ref, Store
@@ -185,7 +185,9 @@ class Executor:
             try:
                 return Outcome(result=self._encode(result.value))
             except (TypeError, ValueError, RecursionError) as exc:
-                message = f"the result is not JSON: {exc}. Return dicts, lists, strings, numbers, true/false, None."
+                message = (
+                    f"the result is not JSON: {exc}. Return dicts, lists, strings, numbers, true/false, None."
+                )
                 if isinstance(exc, OverflowError | _TooLarge):
                     message = str(exc)
                 return Outcome(error=TaskError(type="ResultError", message=message))
@@ -211,13 +213,14 @@ class Executor:
         if begun.hook:
             return None
         try:
-            node = self.store.do(self.store.plan(begun.plan)).nodes[begun.ref.number]
+            plan: Plan = self.store.do(self.store.plan(begun.plan))
         except DirectorError:
             return None
+        node = plan.nodes[begun.ref.number]
         if begun.retries >= (node.retries or 0):
             return None
         backoff_s = (node.backoff or 1.0) * 2**begun.retries
-        return min(backoff_s, MAX_BACKOFF_S) * random.uniform(0.75, 1.0)  # noqa: S311
+        return min(backoff_s, MAX_BACKOFF_S) * random.uniform(0.75, 1.0)
 
     def _keep(self) -> None:
         """Start the thread that renews leases, once a process: a fork does not take it along."""
@@ -235,7 +238,7 @@ class Executor:
             if not held:
                 continue
             try:
-                gone = set(self.store.do(self.store.renew(held)))
+                gone: tuple[Ref, ...] = self.store.do(self.store.renew(held))
             except DirectorError as exc:
                 logger.warning("lease.not_renewed", count=len(held), reason=str(exc))
                 continue

@@ -18,9 +18,7 @@ HEADER = "director"
 
 ID = "$ID$"
 AT = "$AT$"
-BODY = base64.b64encode(
-    b'[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
-).decode()
+BODY = base64.b64encode(b'[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]').decode()
 PRIORITY_SEPARATOR = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
 

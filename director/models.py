@@ -15,7 +15,7 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True):
 # --- definitions: what the YAML says -------------------------------------------------------------
 
 
-class Problem(Struct, order=True):
+class Problem(Struct, frozen=True, order=True):
     """One thing wrong in one file."""
 
     file: str
@@ -31,7 +31,7 @@ class Problem(Struct, order=True):
         return f"{self.file}:{self.line}:{self.column}: {self.text}"
 
 
-class Call(Struct, tag="task"):
+class Call(Struct, frozen=True, tag="task"):
     """A task's place in a workflow, with the options given there."""
 
     name: str
@@ -45,14 +45,14 @@ class Call(Struct, tag="task"):
     column: int = 0
 
 
-class Group(Struct, tag="group"):
+class Group(Struct, frozen=True, tag="group"):
     """Members that run in parallel."""
 
     name: str
     members: tuple[Call | Group | Chain, ...]
 
 
-class Chain(Struct, tag="chain"):
+class Chain(Struct, frozen=True, tag="chain"):
     """Members that run one after the other; a workflow is one."""
 
     name: str
@@ -62,7 +62,7 @@ class Chain(Struct, tag="chain"):
 Element = Call | Group | Chain
 
 
-class Trigger(Struct):
+class Trigger(Struct, frozen=True):
     """Which deliveries start the workflow, and with which payload."""
 
     source: str
@@ -74,7 +74,7 @@ class Trigger(Struct):
     """JMESPath that gives the payload, or one for each of its keys; None: the whole body."""
 
 
-class Source(Struct):
+class Source(Struct, frozen=True):
     """Somebody who sends webhooks."""
 
     name: str
@@ -84,7 +84,7 @@ class Source(Struct):
     """Names of environment variables, in order of preference; never the secrets themselves."""
 
 
-class Workflow(Struct):
+class Workflow(Struct, frozen=True):
     """A definition from YAML."""
 
     name: str
@@ -106,7 +106,7 @@ class Workflow(Struct):
     line: int = 0
 
 
-class Project(Struct):
+class Project(Struct, frozen=True):
     """Everything that the files of one `DIRECTOR_HOME` say."""
 
     workflows: Mapping[str, Workflow]
@@ -120,7 +120,7 @@ class Project(Struct):
 # --- plans: a workflow flattened ------------------------------------------------------------------
 
 
-class TaskOptions(Struct):
+class TaskOptions(Struct, frozen=True):
     """What a task's decorator says; workers publish it where they import `tasks/`."""
 
     queue: str | None = None
@@ -131,7 +131,7 @@ class TaskOptions(Struct):
     """Has a time or rate limit, so that it never runs ahead."""
 
 
-class Node(Struct):
+class Node(Struct, frozen=True):
     """One task run's place in a plan, or a join between two adjacent groups."""
 
     key: str
@@ -153,7 +153,7 @@ class Node(Struct):
     """May be begun by a process that has just finished another task run."""
 
 
-class Plan(Struct):
+class Plan(Struct, frozen=True):
     """A flat DAG: task runs in YAML order, then joins; hooks apart."""
 
     workflow: str
@@ -173,7 +173,7 @@ class Plan(Struct):
 # --- runs: what the store remembers ---------------------------------------------------------------
 
 
-class TaskError(Struct, omit_defaults=True):
+class TaskError(Struct, frozen=True, omit_defaults=True):
     """Why a task run failed."""
 
     type: str
@@ -181,7 +181,7 @@ class TaskError(Struct, omit_defaults=True):
     traceback: str = ""
 
 
-class TaskRun(Struct):
+class TaskRun(Struct, frozen=True):
     """One task's place in one run. Times are milliseconds since 1970, None when it has not happened."""
 
     number: int
@@ -204,7 +204,7 @@ class TaskRun(Struct):
     error: TaskError | None = None
 
 
-class Run(Struct):
+class Run(Struct, frozen=True):
     """One execution of a workflow. Times as in TaskRun."""
 
     id: str

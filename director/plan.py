@@ -67,7 +67,7 @@ class _Builder:
         self.options = options
         self.nodes: list[Node] = []
         self.joins: list[tuple[int, ...]] = []
-        self.seen: dict[str, int] = {}
+        self.keys: set[str] = set()
 
     def plan(self) -> Plan:
         self.place(self.workflow.tasks, (), "none")
@@ -114,8 +114,12 @@ class _Builder:
         return tuple(ends), "list"
 
     def key(self, name: str) -> str:
-        count = self.seen[name] = self.seen.get(name, 0) + 1
-        return name if count == 1 else f"{name}.{count}"
+        key, count = name, 1
+        while key in self.keys:
+            count += 1
+            key = f"{name}.{count}"
+        self.keys.add(key)
+        return key
 
     def node(self, call: Call, key: str, parents: tuple[int, ...], shape: Shape) -> Node:
         known = self.options.get(call.name)

@@ -19,7 +19,7 @@ class Canceled(BaseException):
     """Raised inside a task whose run was canceled. Not an Exception, so that `except Exception` lets it pass."""
 
 
-class Registered(Struct):
+class Registered(Struct, frozen=True):
     """A function with what its decorator said."""
 
     name: str
@@ -40,7 +40,7 @@ class Registered(Struct):
         )
 
 
-class Discovery(Struct):
+class Discovery(Struct, frozen=True):
     """What importing `tasks/` found."""
 
     tasks: dict[str, Registered]
@@ -96,6 +96,11 @@ def set_current(canceled: Callable[[], bool] | None) -> None:
     _current.canceled = canceled
 
 
+def executing() -> bool:
+    """Return whether this thread executes a task run."""
+    return getattr(_current, "canceled", None) is not None
+
+
 def discover(home: Path) -> Discovery:
     """Import every module below `tasks/` and return the tasks; never raises for what is in them."""
     folder = home / "tasks"
@@ -125,7 +130,7 @@ def discover(home: Path) -> Discovery:
                     file=_relative(home, entry.file),
                     line=line,
                     column=1,
-                    text=f'task "{entry.name}" is also in {_relative(home, known.file)}; give one of them another name',
+                    text=f'task "{entry.name}" is also in {_relative(home, known.file)}; rename one of them',
                 )
             )
     return Discovery(tasks=tasks, problems=tuple(sorted(problems)))
@@ -151,9 +156,7 @@ def _relative(home: Path, file: str) -> str:
 
 def _import_problem(home: Path, path: Path, exc: BaseException) -> Problem:
     """Point at the deepest line of the project's own, and show the way there."""
-    own = [
-        frame for frame in traceback.extract_tb(exc.__traceback__) if Path(frame.filename).is_relative_to(home)
-    ]
+    own = [frame for frame in traceback.extract_tb(exc.__traceback__) if Path(frame.filename).is_relative_to(home)]
     file, line = path, 1
     if isinstance(exc, SyntaxError) and exc.filename:
         file, line = Path(exc.filename), exc.lineno or 1
@@ -161,6 +164,4 @@ def _import_problem(home: Path, path: Path, exc: BaseException) -> Problem:
         file, line = Path(own[-1].filename), own[-1].lineno or 1
     way = " > ".join(f"{_relative(home, frame.filename)}:{frame.lineno} {frame.line}" for frame in own[-3:])
     text = f"cannot be imported: {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
-    return Problem(
-        file=_relative(home, str(file)), line=line, column=1, text=f"{text} ({way})" if way else text
-    )
+    return Problem(file=_relative(home, str(file)), line=line, column=1, text=f"{text} ({way})" if way else text)

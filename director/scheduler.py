@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable
 
 from director import log
+from director.engine import sweep
 from director.errors import DirectorError
 from director.settings import Settings
-from director.store.base import SWEEP_LIMIT, Store, Swept
+from director.store.base import SWEEP_LIMIT, Store
 
 PASS_S = 1.0
 
@@ -55,7 +56,7 @@ class Loop:
     def step(self) -> bool:
         """Make one pass; return whether another should follow at once."""
         try:
-            swept = self.store.do(self.store.sweep())
+            swept = sweep(self.store)
         except DirectorError as exc:
             if not self._away:
                 logger.warning("scheduler.store_away", reason=str(exc))
@@ -64,7 +65,6 @@ class Loop:
         if self._away:
             logger.info("scheduler.store_back")
             self._away = False
-        _tell(swept)
         return any(
             len(part) >= SWEEP_LIMIT for part in (swept.lost, swept.timed_out, swept.released, swept.resent)
         )
@@ -77,12 +77,3 @@ class Loop:
             logger.exception("scheduler.died")
             if self._on_death:
                 self._on_death(exc)
-
-
-def _tell(swept: Swept) -> None:
-    for ref in swept.lost:
-        logger.warning("task.requeued", task_run=str(ref), reason="its lease ended")
-    for ref in swept.timed_out:
-        logger.error("task.failed", task_run=str(ref), reason="timeout")
-    for ref in swept.resent:
-        logger.warning("message.resent", task_run=str(ref), reason="its message was lost")

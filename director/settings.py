@@ -20,9 +20,7 @@ MAX_ARGUMENT_BYTES = 16 << 20
 MAX_TASKS = 2000
 
 # Names of celery-director that mean nothing here; accepted so that its projects start.
-_OBSOLETE = frozenset(
-    {"DIRECTOR_DATABASE_URI", "DIRECTOR_DATABASE_POOL_RECYCLE", "DIRECTOR_RESULT_BACKEND_URI"}
-)
+_OBSOLETE = frozenset({"DIRECTOR_DATABASE_URI", "DIRECTOR_DATABASE_POOL_RECYCLE", "DIRECTOR_RESULT_BACKEND_URI"})
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,10 +156,10 @@ class _Reader:
         if not text:
             return default
         try:
-            value = kind(text)
-            if not low <= value <= high:
-                raise ValueError
+            value: N | None = kind(text)
         except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
             self.problems.append(f'{name} is "{text}"; expected a number from {low} to {high}.')
             return default
         return value

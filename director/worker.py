@@ -8,6 +8,7 @@ other message goes to the tracer as ever.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -15,23 +16,26 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import msgspec
 from celery import Celery, Task, signals
 from celery.app.trace import trace_ok_t
 from celery.exceptions import Ignore, Reject, Retry
-from kombu import Queue
+from kombu.entity import Queue
 
 from director import definitions, log, messages, registry
+from director.engine import sweep
 from director.errors import DirectorError, SettingsError, StoreUnavailable
 from director.execution import Arguments, Executor, Result, UnknownTask, seconds_until
 from director.models import Plan, TaskError
-from director.plan import DEFAULT_QUEUE, names
+from director.plan import DEFAULT_QUEUE
 from director.settings import Settings
 from director.store import keys, open_store
 from director.store.base import Begun, Outbox, Ref, Store
 
 ALIVE_S = 10.0
-PASS_S = 1.0
+QUEUES_S = 2.0
+SWEEP_S = 3.0
+"""Rarer than the scheduler's, often enough that the store is never taken to have been away."""
+PASS_S = 0.5
 TRACEBACK_CHARS = 8000
 
 logger = log.get("director.worker")
@@ -102,7 +106,7 @@ class DirectorTask(Task):  # type: ignore[misc]
         known = self.__dict__.get("_known_arguments")
         if known is None:
             known = self.__dict__["_known_arguments"] = Arguments(self.run)
-        return known  # type: ignore[no-any-return]
+        return known
 
     def _build_tracer(self) -> Callable[..., Any]:
         from celery.app.trace import build_tracer
@@ -216,10 +220,11 @@ class Parent:
         self.stopping = threading.Event()
         self.instance: Any = None
         self._children: set[int] = set()
-        self._alive_at = 0.0
+        self._due: dict[Callable[[], None], float] = {}
 
     def connect_signals(self) -> None:
         """Follow the life of the one Celery worker of this process."""
+        _quiet_celery()
         signals.celeryd_init.connect(self._on_init, weak=False)
         signals.celeryd_after_setup.connect(self._on_setup, weak=False)
         signals.worker_ready.connect(self._on_ready, weak=False)
@@ -237,10 +242,12 @@ class Parent:
         # Celery counts and shows messages; with these options one message must stay one task.
         if getattr(instance, "max_tasks_per_child", None) or getattr(instance, "task_events", None):
             self.executor.ahead_s = 0.0
-        self._publish()
+        with contextlib.suppress(StoreUnavailable):
+            self._publish()
 
     def _on_ready(self, **_: Any) -> None:
         logger.info("worker.started", worker=self.executor.boot, pool=str(self.settings.pool))
+        self._children = self._pool_pids()
         threading.Thread(target=self._look_after, name="parent", daemon=True).start()
 
     def _on_shutdown(self, **_: Any) -> None:
@@ -264,46 +271,51 @@ class Parent:
             if workflow.queue:
                 found.add(workflow.queue)
         with contextlib.suppress(StoreUnavailable):
-            found.update(self.store.do(self.store.queues()))
+            stored: tuple[str, ...] = self.store.do(self.store.queues())
+            found.update(stored)
         return found
 
     def _look_after(self) -> None:
+        duties = ((self._publish, ALIVE_S), (self._consume_new_queues, QUEUES_S), (self._sweep, SWEEP_S))
         while not self.stopping.wait(PASS_S):
             try:
                 self.hand_back_of_the_dead()
-                if time.monotonic() - self._alive_at > ALIVE_S:
-                    self._publish()
-                    self._consume_new_queues()
+                for duty, every_s in duties:
+                    if time.monotonic() >= self._due.get(duty, 0.0):
+                        duty()
+                        self._due[duty] = time.monotonic() + every_s
             except DirectorError as exc:
                 logger.warning("worker.store_away", reason=str(exc))
 
+    def _sweep(self) -> None:
+        sweep(self.store)
+
     def _publish(self) -> None:
-        self._alive_at = time.monotonic()
-        try:
-            self.store.do(self.store.publish(self.executor.boot, self.tasks))
-        except StoreUnavailable as exc:
-            self._alive_at = 0.0
-            logger.warning("worker.store_away", reason=str(exc))
+        self.store.do(self.store.publish(self.executor.boot, self.tasks))
 
     def _consume_new_queues(self) -> None:
         consumer = getattr(self.instance, "consumer", None)
         if not self.consumes_all or consumer is None or consumer.task_consumer is None:
             return
-        for queue in self.store.do(self.store.queues()):
+        queues: tuple[str, ...] = self.store.do(self.store.queues())
+        for queue in queues:
             if queue not in self.app.amqp.queues:
                 logger.info("worker.queue_added", queue=queue)
                 consumer.call_soon(consumer.add_task_queue, queue)
 
     def hand_back_of_the_dead(self) -> None:
-        """Return the leases of pool children that are gone: a loss each, found within a second."""
-        pool = getattr(getattr(self.instance, "pool", None), "_pool", None)
-        processes = getattr(pool, "_pool", None)
-        if self.executor._threads or not processes:
-            return
-        alive = {process.pid for process in processes if process.is_alive()}
+        """Return the leases of pool children that are gone: a loss each."""
+        alive = self._pool_pids()
         for pid in self._children - alive:
             self.hand_back(f"{self.executor.boot}.{pid:x}", counted=True)
         self._children = alive
+
+    def _pool_pids(self) -> set[int]:
+        """Return the living children of a prefork pool."""
+        pool = getattr(getattr(self.instance, "pool", None), "_pool", None)
+        if self.executor._threads:
+            return set()
+        return {process.pid for process in getattr(pool, "_pool", None) or () if process.is_alive()}
 
     def hand_back(self, holder: str, *, counted: bool) -> int:
         """Put back in the queue what a holder executes; return how many."""
@@ -319,10 +331,9 @@ class Parent:
         if self.executor._threads:
             count = self.hand_back(f"{self.executor.boot}.", counted=False)
         else:
-            pool = getattr(getattr(self.instance, "pool", None), "_pool", None)
-            for process in list(getattr(pool, "_pool", None) or ()):
+            for pid in self._pool_pids():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
             count = self.hand_back(f"{self.executor.boot}.", counted=False)
         logger.warning("worker.stopped", reason="grace is over", handed_back=count)
         os._exit(0)
@@ -334,6 +345,19 @@ def _queues_of(element: Any) -> Iterator[str]:
             yield from _queues_of(member)
     elif element.queue:
         yield element.queue
+
+
+class _Ours(logging.Filter):
+    """Drops what Celery logs of our task runs; `execution` says it in one line, with the run's id."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage() if record.name == "celery.worker.consumer.consumer" else ""
+        return not (text.startswith("Received unregistered task") and f"'{messages.HEADER}': '" in text)
+
+
+def _quiet_celery() -> None:
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(_Ours())
+    logging.getLogger("celery.app.trace").addFilter(lambda record: not registry.executing())
 
 
 def run_worker(settings: Settings, argv: list[str]) -> int:
@@ -463,7 +487,7 @@ class Publisher:
                 self.flush()
             except DirectorError as exc:
                 logger.warning("message.not_published", reason=str(exc))
-            self._changed.wait(PASS_S)
+            self._changed.wait(1.0)
             self._changed.clear()
 
     def flush(self) -> int:

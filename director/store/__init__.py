@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     from director.store.base import Store
 
 
-def open_store(
-    settings: Settings, *, clock: Callable[[], int] | None = None, timeout_s: float = 5.0
-) -> Store:
+def open_store(settings: Settings, *, clock: Callable[[], int] | None = None, timeout_s: float = 5.0) -> Store:
     """Return the store that the settings name. Redis is first spoken to by the first call.
 
     Args:

@@ -43,7 +43,7 @@ Steps = Generator[Described[Any], Any, T]
 """A flow of one or more calls: yields each description, is sent its answer, returns its result."""
 
 
-class Ref(Struct, order=True):
+class Ref(Struct, frozen=True, order=True):
     """One task run."""
 
     run_id: str
@@ -53,7 +53,7 @@ class Ref(Struct, order=True):
         return f"{self.run_id}:{self.number}"
 
 
-class Dedupe(Struct):
+class Dedupe(Struct, frozen=True):
     """What makes two starts the same one."""
 
     key: str
@@ -63,7 +63,7 @@ class Dedupe(Struct):
     """What must agree as well, else the second start is answered with `conflict`."""
 
 
-class NewRun(Struct):
+class NewRun(Struct, frozen=True):
     """All that a start writes."""
 
     run_id: str
@@ -82,7 +82,7 @@ class NewRun(Struct):
     """Parents left to wait for, where that is fewer than the plan says."""
 
 
-class Started(Struct):
+class Started(Struct, frozen=True):
     """A start's answer."""
 
     run_id: str
@@ -92,7 +92,7 @@ class Started(Struct):
     """The same dedupe key came with another fingerprint; nothing was started."""
 
 
-class Begun(Struct):
+class Begun(Struct, frozen=True):
     """The right to execute one task run, and all that its function needs."""
 
     ref: Ref
@@ -116,7 +116,7 @@ class Begun(Struct):
     """Parents' results in YAML order, JSON each."""
 
 
-class Outcome(Struct):
+class Outcome(Struct, frozen=True):
     """How an execution ended: exactly one of the three."""
 
     result: bytes | None = None
@@ -126,7 +126,7 @@ class Outcome(Struct):
     retry_in_ms: int | None = None
 
 
-class Next(Struct):
+class Next(Struct, frozen=True):
     """A wish for another task run in the same call (run-ahead)."""
 
     token: str
@@ -137,7 +137,7 @@ class Next(Struct):
     """Take the oldest message of the queue when no successor is kept."""
 
 
-class Finished(Struct):
+class Finished(Struct, frozen=True):
     """A finish's answer."""
 
     accepted: bool
@@ -147,7 +147,7 @@ class Finished(Struct):
     """The run's status after the call."""
 
 
-class Relaunch(Struct):
+class Relaunch(Struct, frozen=True):
     """A resume in place, worked out by `engine.relaunch`."""
 
     run_id: str
@@ -160,7 +160,7 @@ class Relaunch(Struct):
     """Node → parents to wait for. Those with 0 are queued."""
 
 
-class Swept(Struct):
+class Swept(Struct, frozen=True):
     """What one pass of the sweep did; each is a list of task runs."""
 
     resent: tuple[Ref, ...] = ()
@@ -174,7 +174,7 @@ class Swept(Struct):
     """Nothing runs, is queued or is delayed."""
 
 
-class Outbox(Struct):
+class Outbox(Struct, frozen=True):
     """A queued task run whose message the caller has to publish (brokers other than the same Redis)."""
 
     ref: Ref
@@ -183,7 +183,7 @@ class Outbox(Struct):
     hook: str = ""
 
 
-class Filter(Struct):
+class Filter(Struct, frozen=True):
     """Which runs a listing shows, newest first."""
 
     workflow: str | None = None
@@ -197,7 +197,7 @@ class Filter(Struct):
     limit: int = 50
 
 
-class WorkflowState(Struct):
+class WorkflowState(Struct, frozen=True):
     """A line of `/status`."""
 
     status: str | None
@@ -207,7 +207,7 @@ class WorkflowState(Struct):
     active: int
 
 
-class StoreState(Struct):
+class StoreState(Struct, frozen=True):
     """What `/status` and `/health/ready` show."""
 
     queued: int
@@ -240,10 +240,10 @@ class Store(ABC):
 
     def do(self, call: Described[T]) -> T:
         """Make one call and return its answer, or raise its error."""
-        answer = self.execute([call])[0]
+        answer: T = self.execute([call])[0]
         if isinstance(answer, DirectorError):
             raise answer
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def run(self, steps: Steps[T]) -> T:
         """Make the calls of a flow one after the other; return the flow's result."""
@@ -253,7 +253,8 @@ class Store(ABC):
                 answer = self.execute([call])[0]
                 call = steps.throw(answer) if isinstance(answer, DirectorError) else steps.send(answer)
         except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
+            result: T = stop.value
+            return result
 
     @abstractmethod
     def close(self) -> None:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
@@ -194,7 +194,7 @@ class RedisStore(Store):
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
-        return pool.make_connection()  # type: ignore[no-any-return]
+        return cast("Connection", pool.make_connection())
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -234,9 +234,7 @@ class RedisStore(Store):
 
     def begin(self, ref: Ref, token: str, holder: str) -> RedisCall[Begun | None]:
         """See Store."""
-        return RedisCall(
-            "begin", [self._key("run:", ref.run_id)], [ref.run_id, ref.number, token, holder], _begun
-        )
+        return RedisCall("begin", [self._key("run:", ref.run_id)], [ref.run_id, ref.number, token, holder], _begun)
 
     def finish(
         self, ref: Ref, token: str, outcome: Outcome, holder: str, wish: Next | None = None
@@ -320,9 +318,7 @@ class RedisStore(Store):
 
         def read(reply: Any) -> Swept:
             lost, timed_out, released, resent = (tuple(map(_ref, part)) for part in reply[:4])
-            return Swept(
-                lost=lost, timed_out=timed_out, released=released, resent=resent, idle=not reply[4]
-            )
+            return Swept(lost=lost, timed_out=timed_out, released=released, resent=resent, idle=not reply[4])
 
         return RedisCall("sweep", [], [SWEEP_LIMIT, OUTAGE_MS, OUTAGE_GRACE_MS], read)
 
@@ -353,9 +349,7 @@ class RedisStore(Store):
         """See Store."""
 
         def read(reply: Any) -> dict[str, TaskOptions]:
-            return {
-                _text(name): msgspec.json.decode(text, type=TaskOptions) for name, text in _groups(reply, 2)
-            }
+            return {_text(name): msgspec.json.decode(text, type=TaskOptions) for name, text in _groups(reply, 2)}
 
         return RedisCall("", [], ["HGETALL", self._key("tasks")], read)
 
@@ -455,9 +449,7 @@ class RedisStore(Store):
                     last_success_at=int(success) if success else None,
                     active=int(active),
                 )
-                for name, (status, last, success, active) in zip(
-                    workflows, _groups(reply[3:], 4), strict=True
-                )
+                for name, (status, last, success, active) in zip(workflows, _groups(reply[3:], 4), strict=True)
             }
             oldest = None if reply[1] < 0 else reply[1] / 1000
             return StoreState(queued=reply[0], oldest_queued_s=oldest, workers=reply[2], workflows=lines)
@@ -592,9 +584,7 @@ def _run(run_id: str, header: Mapping[str, str], data: Sequence[Any]) -> Run:
     )
 
 
-def _task_runs(
-    run: Run, plan: Plan, header: Mapping[str, str], data: Mapping[str, bytes]
-) -> Iterable[TaskRun]:
+def _task_runs(run: Run, plan: Plan, header: Mapping[str, str], data: Mapping[str, bytes]) -> Iterable[TaskRun]:
     for number, node in enumerate(plan.nodes[: plan.total]):
         yield _task_run(run, plan, node, number, header.get(str(number)), data)
     nodes = len(plan.nodes)

@@ -1,0 +1,224 @@
+"""Real Celery workers on a real Redis: order, arguments, failures, deaths."""
+
+import os
+import signal
+import time
+
+import msgspec
+import pytest
+import redis
+
+from director import messages
+from director.engine import Engine
+from director.store.redis import RedisStore
+from tests.processes import (
+    calls,
+    ended,
+    kill_all,
+    project,
+    ready,
+    results,
+    start,
+    until,
+    worker,
+    workflow,
+)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return project(tmp_path)
+
+
+@pytest.fixture
+def store(redis_url):
+    store = RedisStore(redis_url)
+    yield store
+    store.close()
+
+
+def tasks(run):
+    return {task.key: task for task in run.tasks}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_group_in_a_chain_in_a_group_gets_its_arguments(home, store, redis_url, pool):
+    definition = workflow(["ONE", ("ONE", ["ONE", ("ONE", "ONE"), "ECHO"], "ONE"), "ECHO"])
+    with worker(home, redis_url, "-P", pool):
+        ready(store)
+        run = ended(store, start(store, definition, {"a": 1}))
+
+    assert run.status == "succeeded"
+    values = results(run)
+    inner, last = values["ECHO"], values["ECHO.2"]
+    assert inner["args"] == [[1, 1]]
+    assert last["args"] == [[1, inner, 1]]
+    assert last["payload"] == {"a": 1}
+    assert last["run"] == run.id
+    assert tasks(run)["ECHO.2"].parents == ("ONE.2", "ECHO", "ONE.6")
+    for task in run.tasks:
+        for parent in task.parents:
+            assert tasks(run)[parent].ended_at <= task.started_at
+
+
+def test_a_failed_member_stops_what_follows_and_relaunch_runs_only_that(home, store, redis_url):
+    definition = workflow([("ONE", "FRAGILE", ["ONE", "ONE"]), "SUM"], failure_hook="ALERT")
+    flag = home / "flag"
+    with worker(home, redis_url):
+        ready(store)
+        run = ended(store, start(store, definition, {"flag": str(flag)}))
+        assert run.status == "failed"
+        assert {key: task.status for key, task in tasks(run).items() if not task.hook} == {
+            "ONE": "succeeded",
+            "FRAGILE": "failed",
+            "ONE.2": "succeeded",
+            "ONE.3": "succeeded",
+            "SUM": "skipped",
+        }
+        assert run.error.type == "ValueError"
+        until(lambda: "ALERT FRAGILE" in calls(home), what="the failure hook")
+
+        flag.touch()
+        before = len(calls(home))
+        done = store.run(
+            Engine(store).relaunch(run.id, lambda name: definition, trigger={"kind": "api"}),
+        )
+        assert (done.rerun, done.keep) == (("FRAGILE", "SUM"), ("ONE", "ONE.2", "ONE.3"))
+        run = ended(store, run.id)
+
+    assert run.status == "succeeded"
+    assert results(run)["SUM"] == 12
+    assert sorted(calls(home)[before:]) == ["FRAGILE", "SUM"]
+
+
+def test_tasks_use_celerys_own_options(home, store, redis_url):
+    with worker(home, redis_url):
+        ready(store)
+        run = ended(store, start(store, workflow(["AGAIN"])), sweep=True)
+
+    assert results(run) == {"AGAIN": 2}
+    assert tasks(run)["AGAIN"].attempts == 3
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "words"),
+    [
+        ("NOT_JSON", "ResultError", "not JSON"),
+        ("HUGE", "ResultError", "DIRECTOR_MAX_RESULT_BYTES"),
+        ("EXIT", "SystemExit", "3"),
+    ],
+)
+def test_a_bad_end_fails_the_task_and_says_why(home, store, redis_url, task, kind, words):
+    with worker(home, redis_url):
+        ready(store)
+        run = ended(store, start(store, workflow([task, "ONE"])))
+
+    assert run.status == "failed"
+    assert run.error.type == kind
+    assert words in run.error.message
+    assert tasks(run)["ONE"].status == "skipped"
+
+
+def test_the_same_message_twice_executes_once(home, store, redis_url):
+    client = redis.Redis.from_url(redis_url)
+    run_id = start(store, workflow(["ONE"]))
+    message = client.lindex("director:mq:celery", 0)
+    client.lpush("director:mq:celery", message, message)
+    with worker(home, redis_url):
+        ended(store, run_id)
+        until(lambda: client.llen("director:mq:celery") == 0)
+        ended(store, start(store, workflow(["SUM"])))
+
+    assert calls(home).count("ONE") == 1
+
+
+def test_a_stock_celery_worker_runs_our_messages_and_ordinary_ones(home, store, redis_url):
+    with worker(home, redis_url, "-l", "WARNING", stock=True):
+        ready(store)
+        run = ended(store, start(store, workflow(["ONE", ("ONE", "ONE"), "SUM"])))
+        assert results(run)["SUM"] == 2
+        ordinary = msgspec.json.decode(messages.fill(messages.template(built("ONE")), "x", 0, 1))
+        del ordinary["headers"][messages.HEADER]
+        ordinary["body"] = "W1tudWxsXSwge30sIHsiY2FsbGJhY2tzIjogbnVsbCwgImVycmJhY2tzIjogbnVsbH1d"
+        redis.Redis.from_url(redis_url).lpush("director:mq:celery", msgspec.json.encode(ordinary))
+        until(lambda: calls(home).count("ONE") == 4, what="the ordinary message")
+
+
+def built(task):
+    from director import plan
+
+    return plan.build(workflow([task])).nodes[0]
+
+
+def test_a_killed_pool_child_is_noticed_at_once(home, store, redis_url):
+    with worker(home, redis_url):
+        ready(store)
+        run_id = start(store, workflow(["SLEEP_ONCE"]), {"seconds": 60})
+        line = until(lambda: calls(home))[0]
+        killed_at = time.monotonic()
+        os.kill(int(line.split()[1]), signal.SIGKILL)
+        run = ended(store, run_id, 8)
+
+    assert time.monotonic() - killed_at < 6
+    assert results(run) == {"SLEEP_ONCE": "second"}
+    assert run.tasks[0].attempts == 2
+
+
+def test_runs_end_when_a_worker_is_killed_in_a_task_and_with_a_message_in_hand(home, store, redis_url):
+    with worker(home, redis_url) as first:
+        ready(store)
+        in_task = start(store, workflow(["SLEEP_ONCE"]), {"seconds": 60})
+        until(lambda: calls(home))
+        # A frozen worker's blocked read takes the message; killed, it takes it along.
+        os.killpg(first.pid, signal.SIGSTOP)
+        in_hand = start(store, workflow(["ONE"]))
+        until(lambda: redis.Redis.from_url(redis_url).llen("director:mq:celery") == 0, what="pop")
+        kill_all(first)
+    killed_at = time.monotonic()
+    with worker(home, redis_url):
+        one = ended(store, in_hand, 45, sweep=True)
+        other = ended(store, in_task, 45, sweep=True)
+
+    assert time.monotonic() - killed_at < 45
+    assert (one.status, other.status) == ("succeeded", "succeeded")
+    assert calls(home).count("ONE") == 1
+
+
+def test_sigterm_hands_back_what_does_not_finish(home, store, redis_url):
+    with worker(home, redis_url, DIRECTOR_GRACE_SECONDS="1") as first:
+        ready(store)
+        slow = start(store, workflow(["SLEEP_ONCE"]), {"seconds": 60})
+        quick = start(store, workflow(["SLEEP"]), {"seconds": 0.5})
+        until(lambda: len(calls(home)) == 2)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(6) == 0
+    assert ended(store, quick).status == "succeeded"
+    task = store.do(store.get(slow)).tasks[0]
+    assert (task.status, task.attempts) == ("queued", 1)
+    with worker(home, redis_url):
+        assert results(ended(store, slow)) == {"SLEEP_ONCE": "second"}
+
+
+def test_two_prefixes_on_one_redis_never_meet(tmp_path, redis_url):
+    stores = [RedisStore(redis_url, prefix) for prefix in ("one:", "two:")]
+    homes = [project(tmp_path / prefix) for prefix in ("one", "two")]
+    with (
+        worker(homes[0], redis_url, DIRECTOR_PREFIX="one:"),
+        worker(homes[1], redis_url, DIRECTOR_PREFIX="two:"),
+    ):
+        for store in stores:
+            ready(store)
+        runs = [[start(store, workflow(["ONE", "ONE"])) for _ in range(20)] for store in stores]
+        for store, ids in zip(stores, runs, strict=True):
+            assert {ended(store, run_id).status for run_id in ids} == {"succeeded"}
+
+    assert [len(calls(home)) for home in homes] == [40, 40]
+    names = {key.split(b":")[0] for key in redis.Redis.from_url(redis_url).keys("*")}
+    assert names == {b"one", b"two"}
+
+
+def test_a_queue_named_later_is_consumed_too(home, store, redis_url):
+    with worker(home, redis_url):
+        ready(store)
+        run_id = start(store, workflow(["ONE"], queue="later"))
+        assert ended(store, run_id, 20).tasks[0].queue == "later"
