@@ -53,7 +53,8 @@ def seen_key(prefix: str, dedupe: Dedupe, workflow: str) -> str:
 def plan_fields(plan: Plan) -> dict[str, str]:
     """Return what scripts need of a plan, as the fields of its hash.
 
-    A node is `PRIORITY AHEAD TIMEOUT_MS SHAPE PARENTS` and then, a line each: list, task, parents, children.
+    A node is `PRIORITY AHEAD TIMEOUT_MS SHAPE PARENTS` and then, a line each: list, task, parents,
+    children, key.
     """
     from director.messages import template
 
@@ -86,5 +87,6 @@ def _node_line(node: Node) -> str:
             node.task,
             ",".join(map(str, node.parents)),
             ",".join(map(str, node.children)),
+            node.key,
         )
     )

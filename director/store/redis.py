@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
-from director import plan as plans
 from director.errors import Conflict, DirectorError, NotFound, StoreUnavailable
-from director.models import Node, Plan, Run, TaskError, TaskOptions, TaskRun
+from director.models import Plan, Run, TaskError, TaskOptions
 from director.settings import hide_password
-from director.states import CANCELED, ENDED, LETTER, PENDING, SKIPPED, WORD
-from director.store import keys
+from director.states import ENDED, LETTER, WORD
+from director.store import keys, rules
 from director.store.base import (
     OUTAGE_GRACE_MS,
     OUTAGE_MS,
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NEEDS_PLAN = -1
-_ERROR = msgspec.json.Decoder(TaskError)
 _PLAN = msgspec.json.Decoder(Plan)
 
 
@@ -381,15 +379,7 @@ class RedisStore(Store):
                 raise _no_run(run_id)
             header = {_text(name): _text(value) for name, value in _groups(reply[0], 2)}
             data = {_text(name): value for name, value in _groups(reply[1], 2)}
-            plan = self._plan(header["p"], reply[2])
-            names = ("t", "c", "z", "e" + header.get("x", "-"))
-            run = _run(run_id, header, [data.get(name) for name in names])
-            return msgspec.structs.replace(
-                run,
-                error_task=plan.nodes[int(header["x"])].key if "x" in header else None,
-                payload=msgspec.Raw(data.get("p", b"{}")),
-                tasks=tuple(_task_runs(run, plan, header, data)),
-            )
+            return rules.view(_state(run_id, header), self._plan(header["p"], reply[2]), data)
 
         return RedisCall("get", [self._key("run:", run_id), self._key("data:", run_id)], [], read)
 
@@ -421,7 +411,12 @@ class RedisStore(Store):
                     for name, value in zip("wslcbenofxp", values, strict=True)
                     if value is not None
                 }
-                runs.append(_run(_text(run_id), header, data))
+                trigger, comment, relaunch_of, error, task = data
+                known = {"t": trigger, "c": comment, "z": relaunch_of, f"e{header.get('x')}": error}
+                run = rules.header(
+                    _state(_text(run_id), header), {name: value for name, value in known.items() if value}
+                )
+                runs.append(msgspec.structs.replace(run, error_task=_text(task) if task else None))
             return tuple(runs), _text(reply[0]) or None
 
         return RedisCall(
@@ -562,74 +557,43 @@ def _finished(reply: Any) -> Finished:
     return Finished(accepted=True, begun=_begun(reply[2]), run_status=status)
 
 
-def _run(run_id: str, header: Mapping[str, str], data: Sequence[Any]) -> Run:
-    """Return a run without payload and tasks; `data` is trigger, comment, relaunch_of, first error."""
-    trigger, comment, relaunch_of, error = data
-    return Run(
+def _state(run_id: str, header: Mapping[str, str]) -> rules.RunState:
+    """Return the state that a run's hash holds."""
+    created = int(header["c"])
+    return rules.RunState(
         id=run_id,
         workflow=header["w"],
-        status=WORD[header["s"]],
-        launch=int(header["l"]),
-        trigger=msgspec.json.decode(trigger) if trigger else {},
-        comment=_text(comment or b""),
-        relaunch_of=_text(relaunch_of) if relaunch_of else None,
-        created_at=int(header["c"]),
-        started_at=int(header["b"]) if "b" in header else None,
-        ended_at=int(header["e"]) if "e" in header else None,
+        plan=header["p"],
         total=int(header["n"]),
+        nodes=int(header.get("j", 0)),
+        created=created,
+        s=header["s"],
+        launch=int(header["l"]),
+        started=int(header["b"]) if "b" in header else None,
+        ended=int(header["e"]) if "e" in header else None,
         succeeded=int(header["o"]),
         failed=int(header["f"]),
-        error=_ERROR.decode(error) if error else None,
-        plan=header["p"],
+        hooks=header.get("h", ""),
+        first_failed=int(header["x"]) if "x" in header else None,
+        tasks={name: _task(text, created) for name, text in header.items() if name.isdecimal()},
     )
 
 
-def _task_runs(run: Run, plan: Plan, header: Mapping[str, str], data: Mapping[str, bytes]) -> Iterable[TaskRun]:
-    for number, node in enumerate(plan.nodes[: plan.total]):
-        yield _task_run(run, plan, node, number, header.get(str(number)), data)
-    nodes = len(plan.nodes)
-    for launch, kind in enumerate(header.get("h", "")):
-        hook = plan.hook(kind)
-        number = nodes + launch
-        if hook and str(number) in header:
-            yield _task_run(run, plan, hook, number, header[str(number)], data, hook=True)
-
-
-def _task_run(
-    run: Run,
-    plan: Plan,
-    node: Node,
-    number: int,
-    field: str | None,
-    data: Mapping[str, bytes],
-    *,
-    hook: bool = False,
-) -> TaskRun:
-    letter, attempts, _, _, _, queued, started, ended, holder, _ = (field or "p 0 0 0 0 - - - - -").split(" ")
-    status = WORD[letter]
-    if status == PENDING and run.status in ENDED:
-        status = CANCELED if run.status == CANCELED else SKIPPED
+def _task(text: str, created: int) -> rules.Task:
+    status, attempts, retries, losses, waits, queued, started, ended, holder, token = text.split(" ")
 
     def at(offset: str) -> int | None:
-        return None if offset == "-" else run.created_at + int(offset, 16)
+        return None if offset == "-" else created + int(offset, 16)
 
-    result, error = data.get(f"r{number}"), data.get(f"e{number}")
-    if letter == "s" and result is None:
-        result = b"null"
-    return TaskRun(
-        number=number,
-        key=node.key,
-        task=node.task,
-        status=status,
+    return rules.Task(
+        s=status,
         attempts=int(attempts),
-        parents=() if hook else tuple(plan.nodes[p].key for p in plans.inputs(plan, number)),
-        queue=node.queue,
-        hook=hook,
-        queued_at=at(queued),
-        started_at=at(started),
-        ended_at=None if letter == "y" else at(ended),
-        next_at=at(ended) if letter == "y" else None,
-        worker=None if holder == "-" else holder,
-        result=msgspec.Raw(result) if result is not None else None,
-        error=_ERROR.decode(error) if error else None,
+        retries=int(retries),
+        losses=int(losses),
+        waits=int(waits),
+        queued=at(queued),
+        started=at(started),
+        ended=at(ended),
+        holder="" if holder == "-" else holder,
+        token="" if token == "-" else token,
     )

@@ -74,7 +74,7 @@ end
 
 local function read_node(text, name, hook)
   local priority, ahead, timeout, shape, waits, list, task, parents, children = string.match(text,
-    '^(%d+) (%d) (%d+) (%a+) (%d+)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)$')
+    '^(%d+) (%d) (%d+) (%a+) (%d+)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n')
   return { name = name, hook = hook, ahead = ahead == '1', timeout = tonumber(timeout), shape = shape,
     waits = tonumber(waits), list = list, task = task, parents = parents, children = children }
 end

@@ -38,7 +38,10 @@ while looked < 2000 do
       end
       reply[#reply + 1] = id
       reply[#reply + 1] = header
-      reply[#reply + 1] = redis.call('HMGET', prefix .. 'data:' .. id, 't', 'c', 'z', 'e' .. (header[10] or '-'))
+      local data = redis.call('HMGET', prefix .. 'data:' .. id, 't', 'c', 'z', 'e' .. (header[10] or '-'))
+      local node = header[10] and redis.call('HGET', prefix .. 'plan:' .. header[11], header[10])
+      data[5] = node and string.match(node, '([^\n]*)$')
+      reply[#reply + 1] = data
     end
     last = id
   end
