@@ -710,8 +710,8 @@ def test_a_changed_schema_is_picked_up(tmp_path: Path) -> None:
 
 
 def test_a_source_is_closed_until_one_of_its_secrets_is_set(tmp_path: Path) -> None:
-    write(tmp_path, "sources: {github: {secret: [$NEW, $OLD]}, slack: {secret: $SLACK}}\n")
-    assert Definitions(tmp_path, {"OLD": "x", "SLACK": ""}).closed_sources() == ("slack",)
+    write(tmp_path, "sources: {github: {secret: [$NEW, $OLD]}, stripe: {secret: $SLACK}}\n")
+    assert Definitions(tmp_path, {"OLD": "x", "SLACK": ""}).closed_sources() == ("stripe",)
 
 
 def test_an_unreadable_file_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

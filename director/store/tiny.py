@@ -169,6 +169,8 @@ class TinyStore(Store):
         self._keep_runs = keep_runs
         self._mutex = threading.RLock()
         self._plans_read: dict[str, Plan] = {}
+        self._swept_at: int | None = None
+        self._grace_until = 0
         try:
             (folder / "large").mkdir(parents=True, exist_ok=True)
             with (folder / "lock").open("ab"):
@@ -503,17 +505,14 @@ class TinyStore(Store):
         return Swept(lost=tuple(lost), timed_out=tuple(timed_out), released=tuple(released), idle=not busy)
 
     def _grace(self) -> int:
-        """Return until when ended leases are left alone; note that a sweep ran.
+        """Return until when ended leases are left alone.
 
-        The note is written only every third of OUTAGE_MS: an idle service should not write each second.
+        Kept in memory: one process sweeps here, and an idle service should not write each second.
         """
-        row = self._doc("meta", "sweep") or {"at": self._now, "grace": 0}
-        grace = row["grace"]
-        if self._now - row["at"] > OUTAGE_MS + OUTAGE_MS // 3:
-            grace = self._now + OUTAGE_GRACE_MS
-        if grace != row["grace"] or self._now - row["at"] >= OUTAGE_MS // 3 or "sweep" not in self._rows("meta"):
-            self._put("meta", "sweep", {"at": self._now, "grace": grace})
-        return int(grace)
+        if self._swept_at is not None and self._now - self._swept_at > OUTAGE_MS:
+            self._grace_until = self._now + OUTAGE_GRACE_MS
+        self._swept_at = self._now
+        return self._grace_until
 
     def outbox(self) -> TinyCall[tuple[Outbox, ...]]:
         """See Store."""

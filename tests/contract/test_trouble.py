@@ -8,7 +8,6 @@ from director.errors import Conflict, NotFound
 from director.models import TaskError, TaskOptions
 from director.store.base import LEASE_MS, Filter, Ref, Relaunch
 from tests.contract.driving import (
-    HOLDER,
     begin,
     fail,
     finish,
@@ -88,6 +87,8 @@ def test_handing_back_at_a_shutdown_is_no_loss(store):
     for _ in range(5):
         begun = begin(store, run_id, 0)
         assert store.do(store.hand_back(begun.ref, begun.token, False))
+    begun = begin(store, run_id, 0)
+    assert store.do(store.hand_back(begun.ref, begun.token, True)), "the first loss"
     assert statuses(store, run_id) == {"A": "queued"}
 
 
@@ -337,4 +338,3 @@ def test_a_token_is_short_and_new():
     tokens = {new_token() for _ in range(1000)}
     assert len(tokens) == 1000
     assert {len(token) for token in tokens} == {10}
-    assert HOLDER

@@ -1,0 +1,151 @@
+"""Which workflows a delivery starts, and with which payload. Pure; jmespath's one home."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from director.models import Trigger, Workflow
+
+_QUOTED = re.compile(r"(==|!=)\s*\"([^\"]*)\"|\"([^\"]*)\"\s*(==|!=)")
+_NUMBER = re.compile(r"(==|!=|<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\b(?!`)")
+_WORD = re.compile(r"(?<![\w.'\"`])(and|or|not)(?![\w.'\"`(])")
+_SINGLE_EQUALS = re.compile(r"(?<![=!<>])=(?!=)")
+
+
+class Match(msgspec.Struct, frozen=True):
+    """A workflow to start."""
+
+    workflow: Workflow
+    payload: dict[str, Any]
+
+
+class Routing(msgspec.Struct, frozen=True):
+    """What a delivery does."""
+
+    matches: list[Match]
+    reasons: list[tuple[str, str]]
+    """Workflow, and why it does not start, for each that listens to the source and was not matched."""
+
+
+class Router:
+    """The triggers of many workflows, by source."""
+
+    def __init__(self, workflows: Iterable[Workflow]) -> None:
+        self._by_source: dict[str, list[Workflow]] = {}
+        for workflow in workflows:
+            for source in dict.fromkeys(trigger.source for trigger in workflow.triggers):
+                self._by_source.setdefault(source, []).append(workflow)
+
+    def route(self, source: str, event: str, body: object) -> Routing:
+        """Return which workflows a delivery starts; the first matching trigger of each wins."""
+        routing = Routing(matches=[], reasons=[])
+        for workflow in self._by_source.get(source, ()):
+            if not workflow.enabled:
+                routing.reasons.append((workflow.name, "the workflow is disabled"))
+                continue
+            reason = ""
+            for number, trigger in enumerate(workflow.triggers, 1):
+                if trigger.source != source:
+                    continue
+                wrong = _refusal(trigger, event, body)
+                payload = None
+                if wrong is None:
+                    payload, wrong = _payload(trigger, body)
+                if payload is not None:
+                    routing.matches.append(Match(workflow=workflow, payload=payload))
+                    break
+                reason = f"{reason}; trigger {number}: {wrong}" if reason else f"trigger {number}: {wrong}"
+            else:
+                routing.reasons.append((workflow.name, reason))
+        return routing
+
+
+def _refusal(trigger: Trigger, event: str, body: object) -> str | None:
+    if trigger.events and not any(_is(wanted, event, body) for wanted in trigger.events):
+        wanted = " or ".join(f'"{name}"' for name in trigger.events)
+        return f'the event "{event}" is not {wanted}'
+    if trigger.when is None:
+        return None
+    value, wrong = _search(trigger.when, body)
+    if wrong:
+        return f"when `{trigger.when}` failed: {wrong}"
+    # JMESPath's own truth: 0 is true; false, null and what is empty are not.
+    if value is None or value is False or value in ("", [], {}):
+        return f"when `{trigger.when}` gave {_short(value)}"
+    return None
+
+
+def _is(wanted: str, event: str, body: object) -> bool:
+    if wanted == event:
+        return True
+    name, dot, action = wanted.rpartition(".")
+    return bool(dot) and name == event and isinstance(body, dict) and body.get("action") == action
+
+
+def _payload(trigger: Trigger, body: object) -> tuple[dict[str, Any] | None, str | None]:
+    if trigger.payload is None:
+        return _object(body), None
+    if isinstance(trigger.payload, str):
+        value, wrong = _search(trigger.payload, body)
+        return (None, f"payload `{trigger.payload}` failed: {wrong}") if wrong else (_object(value), None)
+    payload = {}
+    for key, expression in trigger.payload.items():
+        payload[key], wrong = _search(expression, body)
+        if wrong:
+            return None, f"payload {key} `{expression}` failed: {wrong}"
+    return payload, None
+
+
+def _object(value: object) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {"body": value}
+
+
+@lru_cache(maxsize=4096)
+def _compiled(expression: str) -> Any:
+    import jmespath
+
+    return jmespath.compile(expression)
+
+
+def _search(expression: str, body: object) -> tuple[Any, str | None]:
+    try:
+        return _compiled(expression).search(body), None
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as exc:
+        return None, (str(exc).splitlines() or [type(exc).__name__])[0]
+
+
+def _short(value: object) -> str:
+    return msgspec.json.encode(value).decode()[:60]
+
+
+def check_expression(text: str) -> str | None:
+    """Return what is wrong with a JMESPath expression, or None; knows the usual slips."""
+    if not text.strip():
+        return "the expression is empty"
+    slip = _slip(text)
+    try:
+        _compiled(text)
+    except (ValueError, RecursionError) as exc:
+        first = (str(exc).splitlines() or ["it does not parse"])[0]
+        return slip or f"not JMESPath: {first}"
+    return slip if slip and '"' in slip else None
+
+
+def _slip(text: str) -> str | None:
+    bare = re.sub(r"'(?:[^'\\]|\\.)*'|`[^`]*`", "''", text)
+    if found := _QUOTED.search(bare):
+        name = found[2] if found[2] is not None else found[3]
+        return f"in JMESPath \"{name}\" is the name of a field; write '{name}' for a text"
+    plain = re.sub(r'"(?:[^"\\]|\\.)*"', "x", bare)
+    if found := _NUMBER.search(plain):
+        return f"write `{found[2]}` with backticks for the number {found[2]}"
+    if _SINGLE_EQUALS.search(plain):
+        return "write == to compare"
+    if found := _WORD.search(plain):
+        return f"write {({'and': '&&', 'or': '||', 'not': '!'})[found[1]]} for {found[1]}"
+    return None
