@@ -219,7 +219,7 @@ class Executor:
         node = plan.nodes[begun.ref.number]
         if begun.retries >= (node.retries or 0):
             return None
-        backoff_s = (node.backoff or 1.0) * 2**begun.retries
+        backoff_s: float = (node.backoff or 1.0) * 2**begun.retries
         return min(backoff_s, MAX_BACKOFF_S) * random.uniform(0.75, 1.0)
 
     def _keep(self) -> None:

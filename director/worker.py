@@ -160,7 +160,7 @@ def build_app(settings: Settings, store: Store | None = None, *, threads: bool |
     base = type("Task", (DirectorTask,), {"abstract": True, "executor": executor})
     app = Celery("director", task_cls=base, set_as_current=False)
     transport: dict[str, Any] = {"polling_interval": 0.01}
-    broker = "memory://"
+    broker = "memory://localhost"
     if not settings.embedded:
         broker = settings.broker_uri or settings.redis_url or ""
         if broker.startswith(("redis", "unix")):

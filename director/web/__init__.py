@@ -1,0 +1,1 @@
+"""The HTTP side: webhooks in, JSON out. Litestar's one home."""
