@@ -164,10 +164,12 @@ class Engine:
         current, note = pinned, ""
         try:
             newest = yield from self.current_plan(find(run.workflow))
-            if plan.same_shape(newest, pinned):
-                current = newest
-            else:
+            if not plan.same_shape(newest, pinned):
                 note = "The workflow's tasks have changed since this run started; it goes on with its own."
+            elif not _same_hook(run, newest, pinned):
+                note = "The workflow's failure hook has changed since this run used it; it goes on with its own."
+            else:
+                current = newest
         except (NotFound, DefinitionError):
             note = "The workflow is not in service any more; the run goes on with the tasks it started with."
         if not plan_only:
@@ -250,6 +252,18 @@ def _statuses(run: Run, of: Plan) -> dict[int, str]:
         done = all(status[parent] == states.SUCCEEDED for parent in of.nodes[number].parents)
         status[number] = states.SUCCEEDED if done else states.PENDING
     return status
+
+
+def _same_hook(run: Run, newest: Plan, pinned: Plan) -> bool:
+    """Return whether a plan still has the hook that former launches of the run have queued.
+
+    It may be underway, and is looked up in the run's plan. Success hooks do not matter here: a run that
+    has succeeded is never relaunched in place.
+    """
+    if not any(task.hook for task in run.tasks or ()):
+        return True
+    old, new = pinned.failure_hook, newest.failure_hook
+    return old is not None and new is not None and old.task == new.task
 
 
 def _task_to_rerun(run: Run, of: Plan, status: Mapping[int, str], key: str) -> int:

@@ -67,7 +67,7 @@ class Executor:
         self.settings = settings
         self.boot = secrets.token_urlsafe(3)
         self.ahead_s = settings.run_ahead_s
-        self._threads = threads
+        self.threads = threads
         self._local = threading.local()
         self._numbers = itertools.count(1)
         self._held: dict[str, _Held] = {}
@@ -107,7 +107,7 @@ class Executor:
 
     def holder(self) -> str:
         """Return the name under which this thread holds leases: `boot.process`, at most 11 characters."""
-        if not self._threads:
+        if not self.threads:
             return f"{self.boot}.{os.getpid():x}"
         if not hasattr(self._local, "number"):
             self._local.number = next(self._numbers)

@@ -10,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery import Celery, Task, signals
 from celery.app.trace import trace_ok_t
 from celery.exceptions import Ignore, Reject, Retry
+from celery.platforms import SecurityWarning
 from kombu.entity import Queue
 
 from director import definitions, log, messages, registry
@@ -37,6 +40,9 @@ SWEEP_S = 3.0
 """Rarer than the scheduler's, often enough that the store is never taken to have been away."""
 PASS_S = 0.5
 TRACEBACK_CHARS = 8000
+
+# The tracer's own frames, which stand above those of the user's function.
+_CELERY_FRAMES = re.compile(r'^  File "[^"]*celery/app/(?:trace|autoretry)\.py".*\n(?:    .*\n)*', re.MULTILINE)
 
 logger = log.get("director.worker")
 
@@ -149,6 +155,7 @@ def _task_error(exc: BaseException, text: str = "") -> TaskError:
 
         text = "".join(traceback.format_exception(exc))
     message = str(exc) or repr(exc)
+    text = _CELERY_FRAMES.sub("", text)
     return TaskError(type=type(exc).__name__, message=message[:2000], traceback=text[-TRACEBACK_CHARS:])
 
 
@@ -246,7 +253,9 @@ class Parent:
             self._publish()
 
     def _on_ready(self, **_: Any) -> None:
-        logger.info("worker.started", worker=self.executor.boot, pool=str(self.settings.pool))
+        logger.info(
+            "worker.started", worker=self.executor.boot, pool="threads" if self.executor.threads else "prefork"
+        )
         self._children = self._pool_pids()
         threading.Thread(target=self._look_after, name="parent", daemon=True).start()
 
@@ -313,7 +322,7 @@ class Parent:
     def _pool_pids(self) -> set[int]:
         """Return the living children of a prefork pool."""
         pool = getattr(getattr(self.instance, "pool", None), "_pool", None)
-        if self.executor._threads:
+        if self.executor.threads:
             return set()
         return {process.pid for process in getattr(pool, "_pool", None) or () if process.is_alive()}
 
@@ -328,7 +337,7 @@ class Parent:
     def _end_of_grace(self) -> None:
         """Give running tasks their time; then stop them and hand them back, which is no loss."""
         time.sleep(self.settings.grace_s)
-        if self.executor._threads:
+        if self.executor.threads:
             count = self.hand_back(f"{self.executor.boot}.", counted=False)
         else:
             for pid in self._pool_pids():
@@ -356,6 +365,8 @@ class _Ours(logging.Filter):
 
 
 def _quiet_celery() -> None:
+    # Containers run as root; with JSON messages that is what the warning itself allows.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     logging.getLogger("celery.worker.consumer.consumer").addFilter(_Ours())
     logging.getLogger("celery.app.trace").addFilter(lambda record: not registry.executing())
 
@@ -374,7 +385,7 @@ def run_worker(settings: Settings, argv: list[str]) -> int:
     given = {word.partition("=")[0] for word in argv}
     if not given & {"-l", "--loglevel"}:
         quiet += ["--loglevel", "WARNING"]
-    app.worker_main(["worker", *quiet, *argv])
+    app.worker_main(["--quiet", "worker", *quiet, *argv])
     return 0
 
 

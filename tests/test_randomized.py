@@ -93,7 +93,12 @@ class History:
             return
         ref, token = self.rng.choice(self.tokens[-4:])
         outcome = self.rng.choice(
-            [Outcome(result=b"1"), Outcome(result=b"null"), Outcome(error=ERROR), Outcome(error=ERROR, retry_in_ms=3000)]
+            [
+                Outcome(result=b"1"),
+                Outcome(result=b"null"),
+                Outcome(error=ERROR),
+                Outcome(error=ERROR, retry_in_ms=3000),
+            ]
             + [Outcome(result=b'"more"')] * 4
         )
         wish = None
@@ -185,5 +190,3 @@ def test_both_stores_agree_on_every_history(redis_url, clock, tmp_path, block):
             raise
         finally:
             stores[0].close()
-
-

@@ -324,7 +324,7 @@ class RedisStore(Store):
         """See Store."""
 
         def read(reply: Any) -> tuple[Outbox, ...]:
-            return tuple(
+            queued = [
                 Outbox(
                     ref=Ref(run_id=_text(run_id), number=number),
                     plan=_text(digest),
@@ -332,7 +332,9 @@ class RedisStore(Store):
                     hook=_text(kind),
                 )
                 for run_id, number, at, kind, digest in _groups(reply, 5)
-            )
+            ]
+            # The script reads list by list.
+            return tuple(sorted(queued, key=lambda item: (item.queued_at, item.ref)))
 
         return RedisCall("outbox", [], [], read)
 

@@ -234,7 +234,7 @@ class Moves:
             shape=node.shape,
             attempt=task.attempts,
             retries=task.retries,
-            launch=self.run.launch,
+            launch=number - self.run.nodes + 1 if kind else self.run.launch,
             hook=kind,
             payload=self.data.get("p", b"{}"),
             trigger=self.data.get("t", b"{}"),
@@ -245,7 +245,7 @@ class Moves:
         task.s, task.token, task.holder, task.started, task.ended = "r", token, holder, self.now, None
         task.attempts += 1
         self.renew(number)
-        if self.run.s == "q":
+        if self.run.s == "q" and number < self.run.nodes:  # a former launch's hook is none of this launch
             self.run.s, self.run.started = "r", self.now
 
     def _queue_or_keep(self, number: int, wish: _Wish) -> None:

@@ -91,8 +91,6 @@ class Webhooks:
         """Answer one request."""
         name = scope["path"].strip("/")
         try:
-            if scope["method"] != "POST":
-                raise _Refusal(405, "Deliveries are sent with POST.")
             status, body = await self._accept(name, scope, receive)
             await _send(send, status, _encode(body), b"application/json")
         except _Refusal as refusal:
@@ -103,6 +101,8 @@ class Webhooks:
             await _send(send, status, _encode(members), problems.MEDIA_TYPE.encode(), extra)
 
     async def _accept(self, name: str, scope: Any, receive: Any) -> tuple[int, HookAnswer]:
+        if scope["method"] != "POST":
+            raise _Refusal(405, "Deliveries are sent with POST.")
         source = self._source(name)
         body = await _read(receive, scope)
         verdict = self._verify(source, scope, body)

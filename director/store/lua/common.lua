@@ -125,15 +125,16 @@ local function begun(run, number, t, node)
       unpack(fields, first, math.min(first + 999, #fields)))
     for i = 1, #part do values[#values + 1] = part[i] end
   end
+  local launch = node.hook == '' and run.launch or tonumber(number) - run.nodes + 1
   return { run.id, tonumber(number), t.token, run.workflow, run.plan, node.task, node.shape, t.attempts,
-    t.retries, run.launch, node.hook, values }
+    t.retries, launch, node.hook, values }
 end
 
 -- queued → running (or pending → running for a kept successor)
 local function begin(run, number, t, node, token, holder)
   t.s, t.attempts, t.token, t.holder, t.started, t.ended = 'r', t.attempts + 1, token, holder, now, nil
   set_task(run, number, t)
-  if run.s == 'q' then
+  if run.s == 'q' and node.hook == '' then -- a former launch's hook is none of this launch
     run.s = 'r'
     set(run, 's', 'r')
     set(run, 'b', string.format('%.0f', now))

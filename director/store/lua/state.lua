@@ -8,9 +8,11 @@ local queued, oldest = 0, -1
 for _, list in ipairs(redis.call('SMEMBERS', prefix .. 'queues')) do
   local key = prefix .. 'queued:' .. list
   queued = queued + redis.call('ZCARD', key)
-  local first = redis.call('ZRANGE', key, 0, 0)[1]
-  if first then
-    local id, number = split(first)
+  -- Sorted by when to look at them again: what was sent again waits longer, so the oldest is at either end.
+  local ends = redis.call('ZRANGE', key, 0, 0)
+  ends[2] = redis.call('ZRANGE', key, -1, -1)[1]
+  for _, member in ipairs(ends) do
+    local id, number = split(member)
     local run = open(id, number)
     local t = run and run.text and parse(run, run.text)
     if t and t.queued then oldest = math.max(oldest, now - t.queued) end

@@ -1,0 +1,44 @@
+# make run: set up and start the service.   make test: set up and run all tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup run test check bench clean
+
+setup: .venv/ready
+
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	touch $@
+
+# Written once: secrets of this checkout, which git ignores.
+.env: | .venv/ready
+	@umask 077 && $(BIN)/python -c "import secrets; \
+	print(f'GITHUB_WEBHOOK_SECRET={secrets.token_hex(32)}'); \
+	print(f'DIRECTOR_TOKEN={secrets.token_urlsafe(32)}')" > $@
+	@echo "wrote .env with a GITHUB_WEBHOOK_SECRET and a DIRECTOR_TOKEN"
+
+run: setup .env
+	$(BIN)/director up
+
+test: .venv/ready-dev
+	$(BIN)/python -m pytest
+
+check: .venv/ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/ready-dev
+	$(BIN)/python -m bench.state_size
+	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.throughput
+	$(BIN)/python -m bench.ingress
+
+clean:
+	rm -rf .venv .director build dist *.egg-info

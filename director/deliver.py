@@ -1,0 +1,93 @@
+"""Deliveries made here: signed for sending, or played without starting anything."""
+
+from __future__ import annotations
+
+import shlex
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from director.definitions import Definitions
+from director.errors import DirectorError, NotFound
+from director.models import Source
+from director.settings import Settings
+from director.signing import SignedRequest, scheme, sign, verify
+from director.triggers import Router
+
+
+def _source(definitions: Definitions, name: str) -> Source:
+    source = definitions.project.sources.get(name)
+    if source is None:
+        known = ", ".join(definitions.project.sources) or "none"
+        raise NotFound(f'No source is named "{name}"; there are: {known}.')
+    return source
+
+
+def signed(
+    settings: Settings, definitions: Definitions, name: str, file: Path, event: str, base_url: str
+) -> SignedRequest:
+    """Return a request that the source's endpoint accepts, with a fresh delivery id.
+
+    Raises:
+        NotFound: no such source.
+        DirectorError: none of its secrets is set.
+    """
+    source = _source(definitions, name)
+    made = scheme(source.scheme)
+    secret = next((value for key in source.secrets if (value := settings.environ.get(key))), None)
+    if secret is None:
+        raise DirectorError(f'Source "{name}" has no secret: set {" or ".join(source.secrets)}.')
+    headers = [("Content-Type", "application/json")]
+    if made.event_header:
+        headers.append((made.event_header, event))
+    if made.id_header:
+        headers.append((made.id_header, str(uuid.uuid4())))
+    request = SignedRequest(method="POST", url=f"{base_url}/hooks/{name}", headers=headers, body=file.read_bytes())
+    return msgspec.structs.replace(request, headers=[*headers, *sign(made, secret, request, now=time.time())])
+
+
+def curl_line(request: SignedRequest, file: Path) -> str:
+    """Return a curl command for a request whose body is in a file."""
+    headers = [f"-H {shlex.quote(f'{name}: {value}')}" for name, value in request.headers]
+    return " ".join(["curl", *headers, f"--data-binary {shlex.quote(f'@{file}')}", shlex.quote(request.url)])
+
+
+def send(request: SignedRequest) -> tuple[int, str]:
+    """Send a request; return status and body.
+
+    Raises:
+        DirectorError: nobody answers.
+    """
+    import urllib.error
+    import urllib.request
+
+    made = urllib.request.Request(request.url, data=request.body, headers=dict(request.headers), method="POST")
+    try:
+        with urllib.request.urlopen(made, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as exc:
+        return exc.code, exc.read().decode()
+    except OSError as exc:
+        raise DirectorError(f"{request.url} does not answer: {exc}. Is the service running?") from exc
+
+
+def dry_run(definitions: Definitions, name: str, file: Path, event: str | None) -> dict[str, Any]:
+    """Return what a body would start, with which payload, and why the others would not."""
+    made = scheme(_source(definitions, name).scheme)
+    try:
+        body = msgspec.json.decode(file.read_bytes())
+    except (ValueError, RecursionError) as exc:
+        raise DirectorError(f"{file} is not valid JSON: {exc}.") from None
+    if event is None:
+        request = SignedRequest(method="POST", url="/", headers=[], body=file.read_bytes())
+        probe = SignedRequest("POST", "/", sign(made, "cHJvYmU=", request, now=0), request.body)
+        event = verify(made, ["cHJvYmU="], probe, now=0).event or "push"
+    routing = Router(definitions.project.workflows.values()).route(name, event, body)
+    return {
+        "event": event,
+        "starts": [{"workflow": match.workflow.name, "payload": match.payload} for match in routing.matches],
+        "others": [{"workflow": workflow, "reason": reason} for workflow, reason in routing.reasons],
+    }
