@@ -40,8 +40,13 @@ class ServiceLock:
 
     def try_acquire(self) -> bool:
         """Take the lock; False when a service holds it."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("ab")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab")
+        except OSError as exc:
+            from director.store.tiny import unwritable
+
+            raise unwritable(self._path.parent, exc) from exc
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -92,6 +97,12 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
         if lock is not None:
             lock.release()
         listener.close()
+    if settings.embedded:
+        # A task that outlived its grace still blocks a thread, and Python would wait for it. It has been
+        # handed back, so this process has nothing left to do.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     return status
 
 

@@ -186,6 +186,14 @@ def write_whole(path: Path, body: bytes) -> None:
         os.close(folder)
 
 
+def unwritable(folder: Path, exc: OSError) -> SettingsError:
+    """Return the error for a data folder that cannot be created or written."""
+    return SettingsError(
+        f"{folder} cannot be written ({exc.strerror}). Set DIRECTOR_DATA_DIR to a folder that can, "
+        "or DIRECTOR_REDIS_URL to keep state in Redis."
+    )
+
+
 class _Table(Table):
     """A table whose documents are known by our own ids."""
 
@@ -238,10 +246,7 @@ class TinyStore(Store):
                 if not os.access(part, os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as exc:
-            raise SettingsError(
-                f"{folder} cannot be written ({exc.strerror}). Set DIRECTOR_DATA_DIR to a folder that can, "
-                "or DIRECTOR_REDIS_URL to keep state in Redis."
-            ) from exc
+            raise unwritable(folder, exc) from exc
         self._storage = SafeStorage(folder)
         self._db = TinyDB(storage=lambda: self._storage)
         self._db.table_class = _Table
