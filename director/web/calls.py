@@ -7,8 +7,8 @@ one exchange and answers each: under load many requests share one round trip, an
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
+from collections import deque
 from typing import Any, TypeVar
 
 from director.errors import DirectorError, StoreUnavailable
@@ -22,12 +22,23 @@ _Waiting = tuple[Described[Any], "asyncio.Future[Any]"]
 
 
 class Calls:
-    """Makes store calls for coroutines of one event loop."""
+    """Makes store calls for the coroutines of one event loop.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: used by this object's thread; other threads may use it too where the store allows that.
+        backlog: calls that may wait; one more is refused with StoreUnavailable.
+    """
+
+    def __init__(self, store: Store, *, backlog: int = BACKLOG) -> None:
         self.store = store
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._backlog = backlog
+        self._waiting: deque[_Waiting] = deque()
+        # Held: nothing waits. The loop's thread lets it go, the store's thread takes it; a plain lock
+        # is the cheapest way for one thread to wake another.
+        self._idle = threading.Lock()
+        self._idle.acquire()
         self._thread: threading.Thread | None = None
+        self._stopped = False
 
     def start(self) -> None:
         """Start the thread; the loop that runs now gets the answers."""
@@ -35,21 +46,30 @@ class Calls:
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Answer what waits, then end the thread."""
+    async def stop(self) -> None:
+        """Answer what waits, then end the thread; later calls get StoreUnavailable."""
+        self._stopped = True
         if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join(5)
+            self._wake()
+            await asyncio.to_thread(self._thread.join, 5)
 
     async def do(self, call: Described[T]) -> T:
-        """Make one call; return its answer or raise its error."""
+        """Make one call; return its answer or raise its error.
+
+        Raises:
+            StoreUnavailable: the store did not answer, or too many calls wait for it.
+        """
         answer: T = await self._submit(call)
         if isinstance(answer, DirectorError):
             raise answer
         return answer
 
     async def run(self, steps: Steps[T]) -> T:
-        """Make the calls of a flow one after the other; return the flow's result."""
+        """Make the calls of a flow one after the other; return the flow's result.
+
+        Raises:
+            StoreUnavailable: as in `do`.
+        """
         try:
             call = next(steps)
             while True:
@@ -60,36 +80,54 @@ class Calls:
             return result
 
     def _submit(self, call: Described[Any]) -> asyncio.Future[Any]:
-        if self._queue.qsize() > BACKLOG:
-            raise StoreUnavailable(f"More than {BACKLOG} calls wait for the store; ask again.")
+        if self._stopped:
+            raise StoreUnavailable("The service is stopping; ask again.")
+        if len(self._waiting) >= self._backlog:
+            raise StoreUnavailable(f"{self._backlog} calls wait for the store already; ask again later.")
+        if self._thread is None:
+            self.start()
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._queue.put((call, future))
+        self._waiting.append((call, future))
+        self._wake()
         return future
 
+    def _wake(self) -> None:
+        # Only the loop's thread lets the lock go, so nobody does between these two.
+        if self._idle.locked():
+            self._idle.release()
+
     def _run(self) -> None:
-        more = True
-        while more:
-            batch: list[_Waiting] = []
-            item = self._queue.get()
-            while item is not None:
-                batch.append(item)
-                if len(batch) == BATCH:
-                    break
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            more = item is not None
-            if batch:
-                self._loop.call_soon_threadsafe(_answer, batch, self._execute([call for call, _ in batch]))
+        waiting = self._waiting
+        while not self._stopped or waiting:
+            if not waiting:
+                self._idle.acquire()
+            batch = [waiting.popleft() for _ in range(min(len(waiting), BATCH))]
+            if batch and not self._tell(batch, self._execute([call for call, _ in batch])):
+                return
 
     def _execute(self, calls: list[Described[Any]]) -> list[Any]:
         try:
             return self.store.execute(calls)
+        except StoreUnavailable as exc:
+            # Whatever came in meanwhile would wait for the same timeout, one batch after the other.
+            late = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            if late:
+                self._tell(late, [exc] * len(late))
+            return [exc] * len(calls)
         except DirectorError as exc:
             return [exc] * len(calls)
-        except Exception as exc:  # noqa: BLE001 - a bug in one description must not end the thread
-            return [_Broken(exc)] * len(calls)
+        except Exception as exc:  # noqa: BLE001 - a bug in one description must neither end the thread
+            if len(calls) == 1:
+                return [_Broken(exc)]
+            # … nor fail its neighbours: every call may be made twice.
+            return [answer for call in calls for answer in self._execute([call])]
+
+    def _tell(self, batch: list[_Waiting], answers: list[Any]) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(_answer, batch, answers)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return False
+        return True
 
 
 class _Broken:
@@ -101,7 +139,7 @@ class _Broken:
 
 def _answer(batch: list[_Waiting], answers: list[Any]) -> None:
     for (_, future), answer in zip(batch, answers, strict=True):
-        if future.cancelled():
+        if future.done():  # its request was canceled
             continue
         if isinstance(answer, _Broken):
             future.set_exception(answer.error)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from director.errors import NotFound
-from director.store.base import Dedupe, Next, Ref
+from director.store.base import Dedupe, Filter, Next, Ref
 from tests.contract.driving import (
     BOOM,
     HOLDER,
@@ -46,7 +46,7 @@ def test_one_delivery_starts_one_run_per_workflow(store, clock):
     other = store.do(store.start(new(plan_of(["A"], name="other"), dedupe=dedupe)))
     assert (again.run_id, again.duplicate) == (first.run_id, True)
     assert not other.duplicate
-    assert len(store.do(store.list(FILTER))[0]) == 2
+    assert len(store.do(store.list(Filter()))[0]) == 2
     clock.pass_s(61)
     if type(store).__name__ == "TinyStore":  # Redis expires keys by its own clock
         assert not store.do(store.start(new(plan_of(["A"]), dedupe=dedupe))).duplicate
@@ -234,8 +234,3 @@ def test_reading_what_is_not_there(store):
     for call in (store.get("nope"), store.status_of("nope"), store.plan("nope"), store.cancel("nope", "t")):
         with pytest.raises(NotFound, match="nope"):
             store.do(call)
-
-
-from director.store.base import Filter  # noqa: E402
-
-FILTER = Filter()

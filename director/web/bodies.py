@@ -1,0 +1,132 @@
+"""Request bodies: read within bounds of size and time, decoded within bounds of depth.
+
+The server below has no deadline for a body, and a decoder's own depth is the interpreter's: what is
+decoded here must also survive being encoded again, searched and checked by a schema.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from director.settings import MAX_PAYLOAD_BYTES
+from director.web.problems import Refusal
+
+DEADLINE_S = 30.0
+MAX_DEPTH = 128
+MAX_FIELDS = 1000
+
+Headers = Iterable[tuple[bytes, bytes]]
+_decode = msgspec.json.Decoder().decode
+_CLOSE = {"Connection": "close"}
+
+
+class Disconnected(Exception):
+    """The sender has gone; nobody waits for an answer."""
+
+
+async def read(headers: Headers, receive: Any) -> bytes:
+    """Return the body as it was sent.
+
+    Raises:
+        Refusal: 413 over MAX_PAYLOAD_BYTES (nothing more is read), 408 after DEADLINE_S, 415 when it is encoded.
+        Disconnected: the sender went away.
+    """
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit() and int(value) > MAX_PAYLOAD_BYTES:
+            raise _too_large()
+        if name == b"content-encoding" and value.lower() != b"identity":
+            raise Refusal(415, "Send the body without Content-Encoding.", headers=_CLOSE)
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            message = await receive()
+            if not message.get("more_body"):
+                return _bounded(message)
+            return await _rest(message, receive)
+    except TimeoutError:
+        raise Refusal(408, f"The body did not arrive within {DEADLINE_S:g} s.", headers=_CLOSE) from None
+
+
+async def _rest(message: Any, receive: Any) -> bytes:
+    chunks, size = [_bounded(message)], len(message.get("body", b""))
+    while message.get("more_body"):
+        message = await receive()
+        chunks.append(_bounded(message))
+        size += len(chunks[-1])
+        if size > MAX_PAYLOAD_BYTES:
+            raise _too_large()
+    return b"".join(chunks)
+
+
+def _bounded(message: Any) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise Disconnected
+    body: bytes = message.get("body", b"")
+    if len(body) > MAX_PAYLOAD_BYTES:
+        raise _too_large()
+    return body
+
+
+def _too_large() -> Refusal:
+    # Without the close the server would go on reading, to throw away, whatever the sender still sends.
+    return Refusal(413, f"The body is over the limit of {MAX_PAYLOAD_BYTES} bytes.", headers=_CLOSE)
+
+
+def decode(headers: Headers, body: bytes) -> Any:
+    """Return a delivery's value: JSON, or a form with JSON in `payload` or else plain fields.
+
+    Raises:
+        Refusal: 400 when the body is not what its type says, or nested deeper than MAX_DEPTH.
+    """
+    kind = next((value for name, value in headers if name == b"content-type"), b"")
+    if kind.partition(b";")[0].strip().lower() == b"application/x-www-form-urlencoded":
+        try:
+            fields = dict(
+                parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")
+            )
+        except ValueError as exc:
+            raise Refusal(400, f"The body is not a form of at most {MAX_FIELDS} fields: {exc}.") from None
+        if "payload" not in fields:
+            return fields
+        body = fields["payload"].encode()
+    return decode_json(body)
+
+
+def decode_json(body: bytes) -> Any:
+    """Return a JSON value of bounded depth.
+
+    Raises:
+        Refusal: 400.
+    """
+    try:
+        value = _decode(body)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as exc:
+        raise Refusal(400, f"The body is not valid JSON: {exc}.") from None
+    # A body with few brackets is not deep; counting them costs next to nothing.
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_deep(value):
+        raise _too_deep()
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _members(outer) if isinstance(inner, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _members(container: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _too_deep() -> Refusal:
+    return Refusal(400, f"The body is nested deeper than {MAX_DEPTH} levels.")
+
