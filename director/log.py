@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 _wanted: tuple[str, bool] | None = None
+_gathered: _Gathered | None = None
 
 
 def configure(level: str = "INFO", *, gathered: bool = False) -> None:
@@ -42,8 +43,11 @@ def _set_up(level: str, gathered: bool) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
+    global _gathered  # noqa: PLW0603 - one log a process
     tty = sys.stderr.isatty()
-    stream: Any = _Gathered(sys.stderr) if gathered else sys.stderr
+    stream: Any = sys.stderr
+    if gathered:
+        stream = _gathered = _Gathered(sys.stderr)
     renderer: Any = structlog.dev.ConsoleRenderer() if tty else structlog.processors.JSONRenderer(_json)
     structlog.configure(
         processors=[*shared, renderer],
@@ -60,8 +64,14 @@ def _json(line: Any, **_: Any) -> str:
     return msgspec.json.encode(line, enc_hook=repr).decode()
 
 
+def flush() -> None:
+    """Write what is gathered, before the process ends by `os._exit`."""
+    if _gathered is not None:
+        _gathered.drain()
+
+
 def _be_ready() -> None:
-    global _wanted  # noqa: PLW0603 - as above
+    global _wanted  # noqa: PLW0603 - one log a process
     if _wanted is not None:
         level, gathered = _wanted
         _wanted = None
@@ -87,7 +97,7 @@ class _Gathered:
         self._lines: deque[str] = deque()
         self._some = threading.Event()
         self._pid = 0
-        atexit.register(self._write)
+        atexit.register(self.drain)
         os.register_at_fork(after_in_child=self._lines.clear)
 
     def write(self, text: str) -> None:
@@ -105,9 +115,9 @@ class _Gathered:
             self._some.wait()
             time.sleep(self._pause_s)
             self._some.clear()
-            self._write()
+            self.drain()
 
-    def _write(self) -> None:
+    def drain(self) -> None:
         lines = []
         with contextlib.suppress(IndexError):
             while True:

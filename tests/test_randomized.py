@@ -4,13 +4,14 @@ import os
 import random
 import secrets
 
+import msgspec
 import pytest
 
 from director import plan
 from director.engine import Engine
 from director.errors import DirectorError
 from director.models import TaskError, TaskOptions
-from director.store.base import Filter, Next, Outcome, Ref
+from director.store.base import Dedupe, Filter, Next, Outcome, Ref
 from director.store.redis import RedisStore
 from director.store.tiny import TinyStore
 from tests.contract.driving import new
@@ -32,9 +33,25 @@ def random_spec(rng, depth=0):
     return members
 
 
+def random_hooks(rng):
+    return {name: rng.choice([None, "HOOK", "HOOK", "OTHER"]) for name in ("success_hook", "failure_hook")}
+
+
 def random_workflow(rng):
-    hooks = {name: rng.choice([None, "HOOK"]) for name in ("success_hook", "failure_hook")}
-    return workflow(random_spec(rng), rng.choice(["x", "y"]), queue=rng.choice([None, "q"]), **hooks)
+    queue = rng.choice([None, "q"])
+    return workflow(random_spec(rng), rng.choice(["x", "y"]), queue=queue, **random_hooks(rng))
+
+
+def random_options(rng):
+    """Return what workers would publish: some tasks have limits, some are urgent, some are not known."""
+    options = {}
+    for task in ("A", "B", "C", "D", "HOOK"):
+        limit = rng.choice([None, None, None, 2.5, 40])
+        if rng.random() < 0.8:
+            options[task] = TaskOptions(
+                time_limit=limit, limited=limit is not None, priority=rng.choice([None, 6])
+            )
+    return options
 
 
 class History:
@@ -71,12 +88,14 @@ class History:
 
     def start(self):
         definition = random_workflow(self.rng)
-        tasks = {task: TaskOptions() for task in "ABCD"} if self.rng.random() < 0.6 else {}
         self.made += 1
         # UUIDv7-like and ascending, so that both stores order equal times alike.
         run_id = f"{self.clock.now:012x}"[:8] + f"-{self.made:027d}"
-        order = new(plan.build(definition, tasks), run_id)
-        self.twice(lambda store: store.start(order))
+        dedupe = Dedupe(key=f"s:{self.rng.randint(0, 5)}", ttl_s=86_400, fingerprint=self.rng.choice(["", "f"]))
+        built = plan.build(definition, random_options(self.rng))
+        order = new(built, run_id, payload={"n": self.made}, dedupe=self.rng.choice([None, None, dedupe]))
+        if self.twice(lambda store: store.start(order)).run_id != run_id:
+            return  # a duplicate
         self.runs.append(run_id)
         self.definitions[run_id] = definition
 
@@ -84,7 +103,8 @@ class History:
         queued = [item.ref for item in self.stores[1].do(self.stores[1].outbox())]
         ref = self.rng.choice(queued) if queued and self.rng.random() < 0.8 else self.ref()
         token = self.token()
-        begun = self.twice(lambda store: store.begin(ref, token, "w.1"))
+        holder = self.rng.choice(["w.1", "w.2", "v.1"])
+        begun = self.twice(lambda store: store.begin(ref, token, holder))
         if begun:
             self.tokens.append((ref, token))
 
@@ -96,6 +116,7 @@ class History:
             [
                 Outcome(result=b"1"),
                 Outcome(result=b"null"),
+                Outcome(result=b'"%s"' % (b"x" * 600)),
                 Outcome(error=ERROR),
                 Outcome(error=ERROR, retry_in_ms=3000),
             ]
@@ -103,7 +124,8 @@ class History:
         )
         wish = None
         if self.rng.random() < 0.5:
-            wish = Next(token=self.token(), queue=self.rng.choice(["celery", "q"]))
+            queue = self.rng.choice(["celery", "q", "celery", "q", "celery\x06\x166", "q\x06\x166"])
+            wish = Next(token=self.token(), queue=queue)
         done = self.twice(lambda store: store.finish(ref, token, outcome, "w.1", wish))
         if done.begun:
             self.tokens.append((done.begun.ref, done.begun.token))
@@ -135,6 +157,8 @@ class History:
     def relaunch(self):
         run_id = self.rng.choice(self.runs)
         definition = self.definitions[run_id]
+        if self.rng.random() < 0.3:
+            definition = msgspec.structs.replace(definition, **random_hooks(self.rng))
         origin = self.rng.choice(["failed", "failed", "A", "B.2"])
         tokens = [self.token()] * 2
         answers = []
@@ -163,6 +187,10 @@ class History:
         self.both(lambda store: store.list(Filter(limit=20)))
         self.both(lambda store: store.list(Filter(limit=3, status="failed")))
         self.both(lambda store: store.state(["x", "y"]))
+        self.both(lambda store: store.list(Filter(limit=2, workflow="x", since=self.clock.now - 9000)))
+        for holder in ("w.", "v.1"):
+            held = [sorted(store.do(store.held(holder))) for store in self.stores]
+            assert held[0] == held[1]
         outboxes = [sorted(item.ref for item in store.do(store.outbox())) for store in self.stores]
         assert outboxes[0] == outboxes[1]
 
@@ -171,7 +199,8 @@ class History:
         moves = [self.begin] * 8 + [self.finish] * 8 + [self.sweep] * 2
         moves += [self.start, self.hand_back, self.renew, self.unknown, self.cancel, self.relaunch, self.relaunch]
         for _ in range(STEPS):
-            self.clock.now += self.rng.choice([0, 1, 5, 900, 2500])
+            # 6 s and more is an outage when no sweep comes between; 31 s ends every lease.
+            self.clock.now += self.rng.choice([0, 1, 5, 900, 2500, 4900] * 3 + [6000, 16_000, 31_000])
             self.rng.choice(moves)()
             self.compare()
 

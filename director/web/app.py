@@ -1,26 +1,29 @@
-"""The Litestar application."""
+"""The Litestar application: routes, and what lives as long as the process does."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 from litestar import Litestar, Router, asgi
 from litestar.datastructures import State
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 
-from director import __version__, log
+from director import log
+from director.errors import DirectorError
 from director.settings import MAX_PAYLOAD_BYTES, Settings
 from director.store import open_store
-from director.web import api, auth, problems, status
+from director.web import api, auth, openapi, problems, status
 from director.web.service import Service
-from director.web.webhooks import OPENAPI, Webhooks
+from director.web.webhooks import Webhooks
 
 REFRESH_S = 1.0
 STORE_TIMEOUT_S = 0.9
+LATER_S = 0.1
+"""What the first answer does not need is imported so long after the start: 0.1 s each for structlog and
+redis, 0.5 s for Celery, and imports in one thread slow all others down."""
 
 logger = log.get("director.web")
 
@@ -32,8 +35,12 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, schedul
         settings: default `Settings.from_env()`.
         worker: embedded mode only: start the worker thread.
         scheduler: embedded mode only: start the scheduler thread.
+
+    Raises:
+        SettingsError: the settings cannot be used. Broken workflow files never keep it from starting.
     """
     settings = settings or Settings.from_env()
+    log.configure(settings.log_level, gathered=True)
     service = Service(settings, open_store(settings, timeout_s=STORE_TIMEOUT_S))
     webhooks = Webhooks(settings, service.definitions, service.engine, service.calls)
 
@@ -44,18 +51,15 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, schedul
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         service.calls.start()
-        refresher = asyncio.create_task(_refresh(service))
-        threads = _threads(service, worker=worker, scheduler=scheduler) if settings.embedded else []
-        for thread in threads:
-            thread.start()
+        companion = _Companion(service, worker=worker, scheduler=scheduler)
+        companion.start()
         try:
             yield
         finally:
-            refresher.cancel()
-            for thread in threads:
-                await asyncio.to_thread(thread.stop)
-            service.calls.stop()
+            await companion.stop()
+            await service.calls.stop()
             service.store.close()
+            log.flush()
 
     guarded = Router("/", route_handlers=[*api.HANDLERS, status.sources], guards=[auth.require_access])
     glance = Router(
@@ -66,75 +70,68 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, schedul
         lifespan=[lifespan],
         state=State({"service": service}),
         exception_handlers=problems.HANDLERS,
-        request_max_body_size=MAX_PAYLOAD_BYTES + 65536,
-        openapi_config=OpenAPIConfig(
-            title="director",
-            version=__version__,
-            description="YAML workflows from signed webhooks, curl and schedules.",
-            path="/schema",
-            render_plugins=[_Document(path="/openapi.json")],
-        ),
+        request_max_body_size=MAX_PAYLOAD_BYTES,
+        openapi_config=openapi.config(),
         logging_config=None,
     )
 
 
-class _Document(JsonRenderPlugin):
-    """The OpenAPI document, with the webhook route that is no Litestar handler."""
+class _Companion:
+    """The thread beside the loop: starts what may come late, then looks at the workflow files."""
 
-    def render(self, request: Any, openapi_schema: dict[str, Any]) -> bytes:
-        paths = {**openapi_schema.get("paths", {}), "/hooks/{source}": OPENAPI}
-        return super().render(request, {**openapi_schema, "paths": paths})
-
-
-def _threads(service: Service, *, worker: bool, scheduler: bool) -> list[Any]:
-    from director.scheduler import Loop
-
-    threads: list[Any] = []
-    if scheduler:
-        threads.append(Loop(service.settings, service.store))
-    if worker:
-        threads.append(_LateWorker(service))
-    return threads
-
-
-class _LateWorker:
-    """The embedded worker, imported by its own thread: Celery must not hold up the first answer."""
-
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, *, worker: bool, scheduler: bool) -> None:
         self._service = service
-        self._worker: Any = None
-        self._stopped = False
+        self._worker = worker and service.settings.embedded
+        self._scheduler = scheduler and service.settings.embedded
+        self._started: list[Any] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="companion", daemon=True)
 
     def start(self) -> None:
-        import threading
+        self._thread.start()
 
-        threading.Thread(target=self._start, name="worker-start", daemon=True).start()
+    async def stop(self) -> None:
+        """Stop what was started, last things first; a worker gets its grace."""
+        self._ended.set()
+        await asyncio.to_thread(self._thread.join)
+        for thread in reversed(self._started):
+            await asyncio.to_thread(thread.stop)
 
-    def _start(self) -> None:
-        from director.worker import EmbeddedWorker
+    def _run(self) -> None:
+        if self._ended.wait(LATER_S):
+            return
+        with contextlib.suppress(DirectorError):  # the first request says so too
+            self._service.store.do(self._service.store.ping())
+        self._start_threads()
+        for text in status.problems_of(self._service):
+            logger.warning("service.problem", problem=text)
+        while not self._ended.wait(REFRESH_S):
+            self._refresh()
 
-        if not self._stopped:
-            self._worker = EmbeddedWorker(self._service.settings, self._service.store)
-            self._worker.start()
+    def _start_threads(self) -> None:
+        if self._scheduler:
+            from director.scheduler import Loop
 
-    def stop(self) -> None:
-        self._stopped = True
-        if self._worker is not None:
-            self._worker.stop()
+            self._begin(Loop(self._service.settings, self._service.store))
+        if self._worker:
+            from director.worker import EmbeddedWorker
 
+            self._begin(EmbeddedWorker(self._service.settings, self._service.store))
 
-async def _refresh(service: Service) -> None:
-    """Pick up changed workflow files, once a second."""
-    for text in status.problems_of(service):
-        logger.warning("service.problem", problem=text)
-    while True:
-        await asyncio.sleep(REFRESH_S)
+    def _begin(self, thread: Any) -> None:
+        if not self._ended.is_set():
+            thread.start()
+            self._started.append(thread)
+
+    def _refresh(self) -> None:
+        """Pick up changed workflow files."""
+        definitions = self._service.definitions
         try:
-            changed = await asyncio.to_thread(service.definitions.refresh)
-        except OSError as exc:
-            logger.warning("definitions.unreadable", reason=str(exc))
-            continue
+            changed = definitions.refresh()
+        except Exception as exc:  # noqa: BLE001 - the last good version serves on; the next look may succeed
+            logger.error("definitions.unreadable", reason=repr(exc))
+            return
         if changed:
-            logger.info("definitions.changed", workflows=len(service.definitions.project.workflows))
-            for problem in service.definitions.project.problems:
+            logger.info("definitions.changed", workflows=len(definitions.project.workflows))
+            for problem in definitions.project.problems:
                 logger.error("definitions.problem", problem=str(problem))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from litestar.connection import ASGIConnection
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, NotFoundException
 from litestar.handlers.base import BaseRouteHandler
 
 from director.access import authorize
@@ -17,9 +17,11 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 def require_access(connection: Connection, _: BaseRouteHandler) -> None:
     """Guard every route but webhooks and health checks."""
     service: Service = connection.app.state.service
-    headers = {
-        name.decode("latin-1").lower(): value.decode("latin-1") for name, value in connection.scope["headers"]
-    }
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in connection.scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        # Repeats are joined as HTTP says, so that a second one can only add to what is refused.
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
     denial = authorize(
         service.settings.token,
@@ -39,3 +41,9 @@ def require_access_to_status(connection: Connection, handler: BaseRouteHandler) 
     service: Service = connection.app.state.service
     if not service.settings.public_status:
         require_access(connection, handler)
+
+
+def require_document(connection: Connection, _: BaseRouteHandler) -> None:
+    """Let nothing pass below /schema but the document."""
+    if not connection.scope["path"].endswith("/openapi.json"):
+        raise NotFoundException

@@ -129,4 +129,3 @@ def _members(container: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 def _too_deep() -> Refusal:
     return Refusal(400, f"The body is nested deeper than {MAX_DEPTH} levels.")
-

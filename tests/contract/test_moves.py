@@ -190,7 +190,8 @@ def sweep_at_once(scene: Scene) -> bool:
 
 def sweep_later(scene: Scene) -> bool:
     """A loop sweeps each second, longer than any lease or wait."""
-    return any([sweep_after(scene, 1000) for _ in range(LEASE_MS // 1000 + 1)])
+    did = [sweep_after(scene, 1000) for _ in range(LEASE_MS // 1000 + 1)]
+    return any(did)
 
 
 def sweep_after(scene: Scene, ms: int) -> bool:
@@ -231,7 +232,7 @@ VERBS: list[Callable[[Scene], bool]] = [
 
 def made(store: Store, clock: Clock, *, limited: bool) -> Scene:
     options = TaskOptions(time_limit=TIMEOUT_S) if limited else TaskOptions()
-    return Scene(store, clock, plan.build(workflow(["A", "B", "C"]), {name: options for name in "ABC"}))
+    return Scene(store, clock, plan.build(workflow(["A", "B", "C"]), dict.fromkeys("ABC", options)))
 
 
 def moves(verb: Callable[[Scene], bool], before: Run, after: Run) -> set[tuple[str, str]]:

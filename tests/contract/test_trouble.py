@@ -76,6 +76,7 @@ def test_three_losses_fail_the_task_run(store):
         begun = begin(store, run_id, 0)
         assert store.do(store.hand_back(begun.ref, begun.token, True))
         assert not store.do(store.hand_back(begun.ref, begun.token, True)), "the token is void"
+    assert not finish(store, begun, "late").accepted
     succeed(store, run_id, 1)
     run = get(store, run_id)
     assert run.status == "failed"
