@@ -1,0 +1,255 @@
+"""Signatures: what is accepted, what is refused and why, for every preset and the vendors' own signers."""
+
+import base64
+import json
+import time
+from pathlib import Path
+
+import pytest
+import standardwebhooks
+import stripe
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from director.signing import PRESETS, SchemeError, SignedRequest, scheme, sign, verify
+
+NOW = 1_700_000_000.0
+BODY = b'{"type": "invoice.paid", "id": "evt_1"}'
+WHSEC = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
+SECRETS = {"github": "s3cret", "stripe": "whsec_text", "standard": WHSEC, "token": "a-long-token", "custom": "key"}
+SCHEMES = {
+    **{name: scheme(name) for name in ("github", "stripe", "standard", "token")},
+    "custom": scheme(
+        {
+            "header": "X-Sig",
+            "algorithm": "sha512",
+            "encoding": "base64url",
+            "signed_content": "{method}:{path}:{timestamp}:{body}",
+            "timestamp_header": "X-Time",
+            "timestamp_unit": "ms",
+        }
+    ),
+}
+MAC_SCHEMES = [name for name in SCHEMES if name != "token"]
+TIMED = [name for name, made in SCHEMES.items() if made.timed]
+DATA = Path(__file__).parent / "data"
+
+
+def signed(name, body=BODY, *, now=NOW, secret=None):
+    made = SCHEMES[name]
+    request = SignedRequest("POST", "/hooks/x", [("Content-Type", "application/json")], body)
+    headers = sign(made, secret or SECRETS[name], request, now=now)
+    return SignedRequest("POST", "/hooks/x", [*request.headers, *headers], body)
+
+
+def check(name, request, *, secrets=None, now=NOW):
+    return verify(SCHEMES[name], secrets or [SECRETS[name]], request, now=now)
+
+
+def changed(request, header, change):
+    """Return the request with one header's value changed; None removes it."""
+    headers = [(key, change(value) if key.lower() == header.lower() else value) for key, value in request.headers]
+    kept = [(key, value) for key, value in headers if value is not None]
+    return SignedRequest(request.method, request.url, kept, request.body)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_what_was_signed_is_accepted(name):
+    verdict = check(name, signed(name))
+    assert (verdict.ok, verdict.reason, verdict.secret) == (True, "ok", 0)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_an_empty_body_can_be_signed(name):
+    assert check(name, signed(name, b"")).ok
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_second_of_two_secrets_matches(name):
+    other = WHSEC.replace("M", "N", 1) if name == "standard" else "other"
+    verdict = check(name, signed(name), secrets=[other, None, "", SECRETS[name]])
+    assert (verdict.ok, verdict.secret) == (True, 3)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("secrets", [[], [""], ["  "], [None, ""]])
+def test_an_empty_secret_never_matches(name, secrets):
+    request = signed(name)
+    assert verify(SCHEMES[name], secrets, request, now=NOW).reason == "no_secret"
+
+
+@pytest.mark.parametrize("name", MAC_SCHEMES)
+def test_a_changed_body_is_refused(name):
+    request = signed(name)
+    for body in (BODY + b" ", BODY[:-1], BODY.replace(b"paid", b"void"), b""):
+        tampered = SignedRequest(request.method, request.url, request.headers, body)
+        assert check(name, tampered).reason == "bad_signature"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda value: None, "missing_signature"),
+        (lambda value: value[:-4], "bad_signature or malformed_signature"),
+        (lambda value: "", "malformed_signature"),
+        (lambda value: value + "é", "malformed_signature"),
+        (lambda value: "ÿ" * 40, "malformed_signature"),
+        (lambda value: value.replace("=", ":").replace(",", ";"), "malformed_signature"),
+        (lambda value: "x" * 100_000, "malformed_signature"),
+    ],
+    ids=["missing", "truncated", "empty", "non-ascii", "latin", "other-form", "huge"],
+)
+@pytest.mark.parametrize("name", ["github", "stripe", "standard"])
+def test_a_spoilt_signature_header_is_refused(name, change, reason):
+    made = SCHEMES[name]
+    verdict = check(name, changed(signed(name), made.header, change))
+    assert not verdict.ok
+    assert verdict.reason in reason
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_repeated_signature_header_is_refused(name):
+    request = signed(name)
+    twice = [pair for pair in request.headers if pair[0] == SCHEMES[name].header]
+    repeated = SignedRequest(request.method, request.url, [*request.headers, *twice], request.body)
+    assert check(name, repeated).reason == "malformed_signature"
+
+
+@pytest.mark.parametrize("name", TIMED)
+@pytest.mark.parametrize(
+    ("age", "reason"), [(0, "ok"), (300, "ok"), (-300, "ok"), (301, "stale"), (-301, "future"), (1e9, "stale")]
+)
+def test_the_tolerance_goes_both_ways(name, age, reason):
+    assert check(name, signed(name), now=NOW + age).reason == reason
+
+
+@pytest.mark.parametrize("name", ["standard", "custom"])
+@pytest.mark.parametrize("text", ["", "+5", " 5", "1_7", "1.5", "-1", "१७०", "9" * 40, "1e9"])
+def test_a_timestamp_that_is_no_number_is_refused(name, text):
+    request = changed(signed(name), SCHEMES[name].timestamp_header, lambda _: text)
+    assert check(name, request).reason == "malformed_timestamp"
+
+
+def test_a_hex_signature_in_another_encoding_is_refused():
+    request = signed("github")
+    mac = bytes.fromhex(dict(request.headers)["X-Hub-Signature-256"].removeprefix("sha256="))
+    for text in (base64.b64encode(mac).decode(), mac.hex() + " ", "0x" + mac.hex()):
+        spoilt = changed(request, "X-Hub-Signature-256", lambda _, text=text: "sha256=" + text)
+        assert check("github", spoilt).reason in ("malformed_signature", "bad_signature") or text.endswith(" ")
+    assert check("github", changed(request, "X-Hub-Signature-256", lambda _: "sha256=" + mac.hex().upper())).ok
+
+
+def test_githubs_sha1_header_is_never_looked_at():
+    request = SignedRequest("POST", "/", [("X-Hub-Signature", "sha1=" + "0" * 40)], BODY)
+    assert check("github", request).reason == "missing_signature"
+
+
+def test_stripes_secret_is_text_and_standards_is_base64():
+    assert check("stripe", signed("stripe", secret=WHSEC), secrets=[WHSEC]).ok
+    assert check("standard", signed("standard"), secrets=["whsec_not base64!"]).reason == "bad_signature"
+
+
+def test_names_of_a_delivery():
+    request = signed("github")
+    named = [("X-GitHub-Delivery", "72d3162e"), ("X-GitHub-Event", "push")]
+    verdict = check(
+        "github", SignedRequest("POST", "/", [*request.headers[:1], *request.headers[2:], *named], BODY)
+    )
+    assert (verdict.id, verdict.event) == ("72d3162e", "push")
+    verdict = check("stripe", signed("stripe"))
+    assert (verdict.id, verdict.event) == ("evt_1", "invoice.paid")
+    nameless = check("custom", signed("custom"))
+    assert len(nameless.id) == 32, "timestamp and body identify it"
+    assert nameless.id != check("custom", signed("custom", now=NOW + 1), now=NOW).id
+
+
+def test_githubs_documented_example():
+    signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
+    request = SignedRequest("POST", "/", [("X-Hub-Signature-256", signature)], b"Hello, World!")
+    assert check("github", request, secrets=["It's a Secret to Everybody"]).ok
+
+
+def test_a_real_push_signed_by_octokit():
+    recorded = json.loads((DATA / "github_push.signature.json").read_text())
+    body = (DATA / "github_push.json").read_bytes()
+    request = SignedRequest("POST", "/", [("X-Hub-Signature-256", recorded["signature"])], body)
+    assert check("github", request, secrets=[recorded["secret"]]).ok
+
+
+def test_stripes_own_signer_and_verifier():
+    now = int(time.time())
+    mac = stripe.WebhookSignature._compute_signature(f"{now}.{BODY.decode()}", "whsec_text")
+    request = SignedRequest("POST", "/", [("Stripe-Signature", f"t={now},v0=00,v1={'0' * 64},v1={mac}")], BODY)
+    assert check("stripe", request, now=now).ok
+    ours = dict(signed("stripe", now=now).headers)["Stripe-Signature"]
+    assert stripe.WebhookSignature.verify_header(BODY.decode(), ours, "whsec_text", 300)
+
+
+def test_standard_webhooks_own_signer_and_verifier():
+    from datetime import UTC, datetime
+
+    sdk = standardwebhooks.Webhook(WHSEC)
+    now = int(time.time())
+    text = sdk.sign("msg_1", datetime.fromtimestamp(now, UTC), BODY.decode())
+    for names in (
+        ("webhook-id", "webhook-timestamp", "webhook-signature"),
+        ("svix-id", "svix-timestamp", "svix-signature"),
+    ):
+        headers = list(zip(names, ("msg_1", str(now), f"v2,zzz {text}"), strict=True))
+        verdict = check("standard", SignedRequest("POST", "/", headers, BODY), now=now)
+        assert (verdict.ok, verdict.id, verdict.event) == (True, "msg_1", "invoice.paid")
+    assert sdk.verify(BODY, dict(signed("standard", now=now).headers))["id"] == "evt_1"
+
+
+@pytest.mark.parametrize(
+    ("given_scheme", "key", "words"),
+    [
+        ("githup", "scheme", 'did you mean "github"'),
+        ({"scheme": "hmac"}, "header", "missing"),
+        ({"header": "X", "headr": "Y"}, "headr", 'did you mean "header"'),
+        ({"header": "X", "encoding": "hax"}, "encoding", "hax"),
+        ({"header": "X", "tolerance": "long"}, "tolerance", "tolerance"),
+        ({"header": "X", "signed_content": "{timestamp}.{body}"}, "signed_content", "timestamp"),
+        ({"header": "X", "signed_content": "{boddy}"}, "signed_content", "boddy"),
+    ],
+)
+def test_an_unusable_scheme_says_what_is_wrong(given_scheme, key, words):
+    with pytest.raises(SchemeError) as caught:
+        scheme(given_scheme)
+    assert key in {name for name, _ in caught.value.problems}
+    assert words in str(caught.value)
+
+
+TEXT = st.text(max_size=40) | st.binary(max_size=40)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    name=st.sampled_from(list(SCHEMES)),
+    value=TEXT,
+    other=TEXT,
+    body=st.binary(max_size=60),
+    secrets=st.lists(st.none() | st.text(max_size=10), max_size=3),
+    now=st.floats(allow_nan=True, allow_infinity=True),
+)
+def test_verify_never_raises(name, value, other, body, secrets, now):
+    made = SCHEMES[name]
+    headers = [(made.header, value), (made.timestamp_header or "X", other), (made.id_header or "Y", other)]
+    assert not verify(made, secrets, SignedRequest("POST", "/", headers, body), now=now).ok or secrets
+
+
+@settings(max_examples=150, deadline=None)
+@given(name=st.sampled_from(list(SCHEMES)), body=st.binary(max_size=200), flip=st.integers(0, 10_000))
+def test_every_body_round_trips_and_no_changed_one_passes(name, body, flip):
+    request = signed(name, body)
+    assert check(name, request).ok
+    if body and name != "token":
+        at = flip % len(body)
+        spoilt = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+        assert not check(name, SignedRequest("POST", request.url, request.headers, spoilt)).ok
+
+
+def test_every_preset_can_be_made():
+    for name in PRESETS:
+        if name != "hmac":
+            assert scheme(name).header
