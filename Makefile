@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: setup run test check bench clean
+.DELETE_ON_ERROR:
 
 setup: .venv/ready
 

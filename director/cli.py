@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,11 @@ import click
 from director import __version__
 from director.errors import DirectorError, NotFound, SettingsError
 from director.settings import Settings
+from director.states import ENDED, RUN_STATES, SUCCEEDED
 
 if TYPE_CHECKING:
     from director.definitions import Definitions
+    from director.engine import Relaunched
     from director.models import Run
     from director.store.base import Store
 
@@ -49,11 +53,11 @@ class Context:
             self._store = open_store(self.settings)
         return self._store
 
-    def definitions(self) -> Definitions:
-        """Read the project's files."""
+    def definitions(self, tasks: Mapping[str, str] | None = None) -> Definitions:
+        """Read the project's files; with registered tasks, unknown ones are problems."""
         from director.definitions import Definitions
 
-        return Definitions(self.settings.home, self.settings.environ)
+        return Definitions(self.settings.home, self.settings.environ, tasks)
 
     def run_id(self, text: str) -> str:
         """Return the id that `latest`, an id or the start of one means."""
@@ -133,28 +137,53 @@ def scheduler(context: Context) -> int:
 @click.pass_obj
 def check(context: Context, json_: bool) -> int:
     """Check files, tasks, settings and secrets; exit 1 with file:line:column for each problem."""
-    from director.definitions import Definitions
     from director.registry import discover
 
     settings = context.settings
-    found = discover(settings.home)
+    # Modules print what they like at import.
+    with contextlib.redirect_stdout(sys.stderr):
+        found = discover(settings.home)
     importable = not any("cannot be imported" in problem.text for problem in found.problems)
-    tasks = {name: entry.file for name, entry in found.tasks.items()} if importable else None
-    definitions = Definitions(settings.home, settings.environ, tasks)
+    definitions = context.definitions(
+        {name: entry.file for name, entry in found.tasks.items()} if importable else None
+    )
     project = definitions.project
     lines = [str(problem) for problem in (*found.problems, *project.problems)]
     for name in definitions.closed_sources():
         variables = " or ".join(project.sources[name].secrets)
-        lines.append(f'source "{name}" is closed: set {variables} in the environment or .env')
-    lines += settings.warnings
+        place = definitions.source_place(name)
+        lines.append(f'{place}: source "{name}" is closed: set {variables} in the environment or .env')
+    lines += [_placed(warning, settings.home) for warning in settings.warnings]
     if json_:
         _print_json({"problems": lines, "workflows": list(project.workflows), "tasks": list(found.tasks)})
     else:
         for line in lines:
             click.echo(line)
-    counts = f"{len(project.workflows)} workflows, {len(found.tasks)} tasks, {len(project.sources)} sources"
-    click.echo(f"{counts}: {len(lines) or 'no'} problem{'s' * (len(lines) != 1)}", err=True)
+    counts = (
+        _count(len(project.workflows), "workflow"),
+        _count(len(found.tasks), "task"),
+        _count(len(project.sources), "source"),
+    )
+    click.echo(f"{', '.join(counts)}: {_count(len(lines), 'problem')}", err=True)
     return 1 if lines else 0
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number or 'no'} {word}{'s' * (number != 1)}"
+
+
+def _placed(warning: str, home: Path) -> str:
+    """Put the line of .env that sets a variable before what is said about it; else say where it comes from."""
+    name = warning.partition(" ")[0]
+    try:
+        lines = (home / ".env").read_text().splitlines()
+    except OSError:
+        lines = []
+    for number, line in enumerate(lines, 1):
+        words = line.partition("=")[0].split()
+        if words and words[-1] == name and name not in os.environ:
+            return f".env:{number}:{line.index(name) + 1}: {warning}"
+    return f"environment: {warning}"
 
 
 # Workflows ---------------------------------------------------------------------------------------
@@ -213,17 +242,23 @@ def workflow_show(context: Context, name: str, json_: bool) -> None:
 @click.pass_obj
 def workflow_run(context: Context, name: str, payload: str, comment: str, follow: bool, json_: bool) -> int:
     """Start a run. PAYLOAD is JSON, @FILE, or - for standard input."""
+    from director.definitions import check_payload
     from director.engine import Engine
+    from director.host import Host
 
-    steps = Engine(context.store).start(
-        context.definitions().workflow(name), _payload(payload), trigger={"kind": "cli"}, comment=comment
-    )
-    with _executing(context) as executes:
-        started = context.store.run(steps)
+    # What is wrong here is said before anything is set up.
+    given = _payload(payload)
+    check_payload(context.definitions().workflow(name), given)
+    with Host(context.settings, context.store) as host:
+        definition = context.definitions(host.tasks).workflow(name)
+        started = context.store.run(
+            Engine(context.store).start(definition, given, trigger={"kind": "cli"}, comment=comment)
+        )
         if not json_:
             click.echo(started.run_id)
-        if follow or executes:
-            return _watch(context, started.run_id, json_=json_, draw=follow)
+            sys.stdout.flush()
+        if follow or host.sees_through:
+            return _watch(context, started.run_id, json_=json_, draw=follow, tend=host.tend)
     if json_:
         _print_json({"id": started.run_id, "workflow": name, "status": "queued"})
     return 0
@@ -250,44 +285,26 @@ def _payload(text: str) -> dict[str, Any]:
     return value
 
 
-@contextlib.contextmanager
-def _executing(context: Context) -> Iterator[bool]:
-    """Embedded, with no service running, be the service for the length of a command."""
-    from director.supervisor import ServiceLock
-
-    lock = ServiceLock(context.settings.data_dir)
-    if not context.settings.embedded or not lock.try_acquire():
-        yield False
-        return
-    from director import log
-    from director.scheduler import Loop
-    from director.worker import EmbeddedWorker
-
-    # The command itself says how the run ends.
-    log.configure("ERROR")
-    worker, loop = EmbeddedWorker(context.settings, context.store), Loop(context.settings, context.store)
-    worker.start()
-    loop.start()
-    try:
-        yield True
-    finally:
-        loop.stop()
-        worker.stop(1.0)
-        lock.release()
-
-
-def _watch(context: Context, run_id: str, *, json_: bool, draw: bool) -> int:
+def _watch(
+    context: Context, run_id: str, *, json_: bool, draw: bool, tend: Callable[[], None] | None = None
+) -> int:
     """Wait for a run's end; return the exit status."""
     from director.render import follow
 
-    run = follow(context.store, run_id, draw=draw and not json_)
+    first = context.store.do(context.store.get(run_id))
+    if not context.settings.embedded and first.status not in ENDED:
+        state = context.store.do(context.store.state([]))
+        if not state.workers:
+            click.echo("No worker has been seen for 30 s; the run waits for one.", err=True)
+    workflow = context.definitions().project.workflows.get(first.workflow)
+    run = follow(context.store, run_id, workflow, draw=draw and not json_, tend=tend)
     if json_:
         _print_run(context, run)
     elif not draw:
         click.echo(f"{run.workflow} {run.status}", err=True)
         if run.error:
             click.echo(f"{run.error_task}: {run.error.type}: {run.error.message}", err=True)
-    return 0 if run.status == "succeeded" else 1
+    return 0 if run.status == SUCCEEDED else 1
 
 
 # Runs --------------------------------------------------------------------------------------------
@@ -300,7 +317,7 @@ def runs() -> None:
 
 @runs.command("list")
 @click.option("--workflow", "name", help="Only this workflow's.")
-@click.option("--status", type=click.Choice(["queued", "running", "succeeded", "failed", "canceled"]))
+@click.option("--status", type=click.Choice(RUN_STATES))
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 200))
 @as_json
 @click.pass_obj
@@ -340,7 +357,8 @@ def runs_show(context: Context, run: str, json_: bool) -> None:
     if json_:
         _print_run(context, found)
     else:
-        click.echo("\n".join(run_lines(found)))
+        workflow = context.definitions().project.workflows.get(found.workflow)
+        click.echo("\n".join(run_lines(found, workflow)))
 
 
 @runs.command("watch")
@@ -362,15 +380,23 @@ def runs_watch(context: Context, run: str, json_: bool) -> int:
 def relaunch(context: Context, run: str, origin: str, plan: bool, follow: bool, json_: bool) -> int:
     """Run again what failed and what follows."""
     from director.engine import Engine
+    from director.host import Host
 
     run_id, definitions = context.run_id(run), context.definitions()
-    with contextlib.nullcontext(False) if plan else _executing(context) as executes:
-        done = context.store.run(
-            Engine(context.store).relaunch(
-                run_id, definitions.workflow, origin=origin, trigger={"kind": "cli"}, plan_only=plan
-            )
+    steps = Engine(context.store).relaunch
+
+    def relaunched(*, plan_only: bool) -> Relaunched:
+        return context.store.run(
+            steps(run_id, definitions.workflow, origin=origin, trigger={"kind": "cli"}, plan_only=plan_only)
         )
-        if json_ and not (follow or executes):
+
+    # Planned first: what cannot be relaunched is said before anything is set up.
+    done = relaunched(plan_only=True)
+    with contextlib.nullcontext() if plan else Host(context.settings, context.store) as host:
+        if not plan:
+            done = relaunched(plan_only=False)
+        watches = follow or (host is not None and host.sees_through)
+        if json_ and (plan or not watches):
             _print_json(done)
         elif not json_:
             click.echo(done.id)
@@ -378,8 +404,9 @@ def relaunch(context: Context, run: str, origin: str, plan: bool, follow: bool, 
             click.echo(f"keeps  {', '.join(done.keep) or '-'}", err=True)
             if done.note:
                 click.echo(done.note, err=True)
-        if (follow or executes) and not plan:
-            return _watch(context, done.id, json_=json_, draw=follow)
+        sys.stdout.flush()
+        if watches and host is not None:
+            return _watch(context, done.id, json_=json_, draw=follow, tend=host.tend)
     return 0
 
 
@@ -480,7 +507,9 @@ def sources_test(context: Context, name: str, file: Path, event: str | None, jso
 
 
 def _base_url(settings: Settings) -> str:
-    return settings.public_url or f"http://{settings.host}:{settings.port}"
+    """Return how this machine reaches the service."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 # Printing ----------------------------------------------------------------------------------------
@@ -512,12 +541,30 @@ def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status. No error of ours ends in a traceback."""
-    return _guarded(lambda: cli.main(args=list(argv) if argv is not None else None, standalone_mode=False))
+    for stream in (sys.stdout, sys.stderr):
+        # A name or a mark that the terminal's encoding lacks is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    status = _guarded(list(sys.argv[1:] if argv is None else argv))
+    if any(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate()):
+        # Python would wait for the pool's threads; a task that still runs there has been handed back.
+        from director import log
+
+        log.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
-def _guarded(run: Callable[[], Any]) -> int:
+def _guarded(args: list[str]) -> int:
     try:
-        status = run()
+        with cli.make_context("director", args) as context:
+            status = cli.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
     except click.ClickException as exc:
         exc.show()
         return exc.exit_code
@@ -533,6 +580,6 @@ def _guarded(run: Callable[[], Any]) -> int:
         return 1
     except BrokenPipeError:
         # The reader has gone (`| head`); Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     return status if isinstance(status, int) else 0

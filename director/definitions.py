@@ -101,6 +101,13 @@ class Definitions:
         near = near_name(name, project.workflows)
         raise NotFound(f"No workflow is named {quote(name)}." + (f" Did you mean {quote(near)}?" if near else ""))
 
+    def source_place(self, name: str) -> str:
+        """Return where a source stands, as `file:line:column`."""
+        scope = self._reading.source_scopes.get(name) if self._reading else None
+        if scope is None or scope.key is None:
+            return "workflows"
+        return f"{scope.file}:{scope.key.line}:{scope.key.column}"
+
     def closed_sources(self) -> tuple[str, ...]:
         """Return the sources of which no secret is set: they refuse everything."""
         return tuple(

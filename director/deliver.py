@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from director.definitions import Definitions
-from director.errors import DirectorError, NotFound
+from director.definitions import Definitions, check_payload
+from director.errors import DirectorError, InvalidPayload, NotFound
 from director.models import Source
 from director.settings import Settings
 from director.signing import SignedRequest, scheme, sign, verify
@@ -52,7 +52,7 @@ def signed(
 def curl_line(request: SignedRequest, file: Path) -> str:
     """Return a curl command for a request whose body is in a file."""
     headers = [f"-H {shlex.quote(f'{name}: {value}')}" for name, value in request.headers]
-    return " ".join(["curl", *headers, f"--data-binary {shlex.quote(f'@{file}')}", shlex.quote(request.url)])
+    return " ".join(["curl -sS", *headers, f"--data-binary {shlex.quote(f'@{file}')}", shlex.quote(request.url)])
 
 
 def send(request: SignedRequest) -> tuple[int, str]:
@@ -86,8 +86,13 @@ def dry_run(definitions: Definitions, name: str, file: Path, event: str | None) 
         probe = SignedRequest("POST", "/", sign(made, "cHJvYmU=", request, now=0), request.body)
         event = verify(made, ["cHJvYmU="], probe, now=0).event or "push"
     routing = Router(definitions.project.workflows.values()).route(name, event, body)
-    return {
-        "event": event,
-        "starts": [{"workflow": match.workflow.name, "payload": match.payload} for match in routing.matches],
-        "others": [{"workflow": workflow, "reason": reason} for workflow, reason in routing.reasons],
-    }
+    starts: list[dict[str, Any]] = []
+    others = [{"workflow": workflow, "reason": reason} for workflow, reason in routing.reasons]
+    for match in routing.matches:
+        try:
+            payload = check_payload(match.workflow, match.payload)
+        except InvalidPayload as exc:
+            others.append({"workflow": match.workflow.name, "reason": str(exc)})
+        else:
+            starts.append({"workflow": match.workflow.name, "payload": payload})
+    return {"event": event, "starts": starts, "others": others}

@@ -257,13 +257,15 @@ def _statuses(run: Run, of: Plan) -> dict[int, str]:
 def _same_hook(run: Run, newest: Plan, pinned: Plan) -> bool:
     """Return whether a plan still has the hook that former launches of the run have queued.
 
-    It may be underway, and is looked up in the run's plan. Success hooks do not matter here: a run that
-    has succeeded is never relaunched in place.
+    It may be underway, and its task, queue and priority are looked up in the run's plan. Success hooks do
+    not matter here: a run that has succeeded is never relaunched in place.
     """
     if not any(task.hook for task in run.tasks or ()):
         return True
     old, new = pinned.failure_hook, newest.failure_hook
-    return old is not None and new is not None and old.task == new.task
+    if old is None or new is None:
+        return False
+    return (old.task, old.queue, old.priority) == (new.task, new.queue, new.priority)
 
 
 def _task_to_rerun(run: Run, of: Plan, status: Mapping[int, str], key: str) -> int:

@@ -59,8 +59,11 @@ def headers(node: Node, task_id: str = ID, at: str = AT) -> dict[str, Any]:
 
 
 def template(node: Node) -> str:
-    """Return the whole message as JSON with `$ID$` and `$AT$` where a message differs from the next."""
-    return json.dumps(
+    """Return the whole message as JSON, a format with `%s` where a message differs from the next.
+
+    The values are those of `values`, in the order of the JSON; Lua and Python fill it alike.
+    """
+    text = json.dumps(
         {
             "body": BODY,
             "content-encoding": "utf-8",
@@ -78,11 +81,18 @@ def template(node: Node) -> str:
             },
         }
     )
+    # A user's names may hold a percent sign.
+    return text.replace("%", "%%").replace(ID, "%s").replace(AT, "%s")
+
+
+def values(task_id: str, at: int) -> tuple[str | int, ...]:
+    """Return what fills a template: id and root id, our header, correlation id, delivery tag."""
+    return (task_id, task_id, task_id, at, task_id, task_id, at)
 
 
 def fill(text: str, run_id: str, number: int, at: int) -> bytes:
     """Return a template's message for one task run, queued `at` ms since 1970."""
-    return text.replace(ID, f"{run_id}:{number}").replace(AT, str(at)).encode()
+    return (text % values(f"{run_id}:{number}", at)).encode()
 
 
 def parse(header: object) -> tuple[str, int, bool] | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from director import states
-from director.models import Run, TaskRun
+from director import plan, states
+from director.models import Call, Element, Run, Struct, TaskRun, Workflow
 from director.store.base import Store
 from director.web.shapes import time_text
 
@@ -30,6 +31,56 @@ COLOR = {
     states.CANCELED: "yellow",
 }
 MAX_RESULT = 60
+
+
+class Row(Struct, frozen=True):
+    """A line of a run's tree: a group, a chain or a task run."""
+
+    depth: int
+    path: str
+    """Groups and chains above it, and its own name: `SPREAD/CLEAN`."""
+    task: TaskRun | None = None
+    """None for a group or a chain."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, indented."""
+        return "  " * self.depth + self.path.rpartition("/")[2]
+
+
+def rows(run: Run, workflow: Workflow | None) -> list[Row]:
+    """Return the lines of a run, groups nested as in the workflow.
+
+    Without a workflow, or with one whose tasks have changed since the run started, task runs just stand
+    below each other.
+    """
+    tasks = [task for task in run.tasks or () if not task.hook]
+    if workflow is not None and _fits(tasks, workflow):
+        found = list(_nested(workflow.tasks.members, iter(tasks), 0, ""))
+    else:
+        found = [Row(depth=0, path=task.key, task=task) for task in tasks]
+    hooks = [task for task in run.tasks or () if task.hook]
+    return found + [Row(depth=0, path=f"{task.key} (hook)", task=task) for task in hooks]
+
+
+def _fits(tasks: list[TaskRun], workflow: Workflow) -> bool:
+    built = plan.build(workflow)
+    shape = [
+        (node.key, tuple(built.nodes[parent].key for parent in plan.inputs(built, number)))
+        for number, node in enumerate(built.nodes[: built.total])
+    ]
+    return shape == [(task.key, task.parents) for task in tasks]
+
+
+def _nested(members: tuple[Element, ...], tasks: Iterator[TaskRun], depth: int, above: str) -> Iterator[Row]:
+    """Yield the rows of some members; task runs are numbered in the order of the YAML."""
+    for member in members:
+        if isinstance(member, Call):
+            task = next(tasks)
+            yield Row(depth=depth, path=above + task.key, task=task)
+        else:
+            yield Row(depth=depth, path=above + member.name)
+            yield from _nested(member.members, tasks, depth + 1, f"{above}{member.name}/")
 
 
 def definition_lines(shape: dict[str, Any]) -> list[str]:
@@ -61,7 +112,7 @@ def _tree(items: list[dict[str, Any]], indent: str) -> list[str]:
     return lines
 
 
-def run_lines(run: Run) -> list[str]:
+def run_lines(run: Run, workflow: Workflow | None) -> list[str]:
     """Return a run as plain text: a head, then a line for each task run, errors below it."""
     lines = [
         f"run       {run.id}",
@@ -70,15 +121,19 @@ def run_lines(run: Run) -> list[str]:
         f"trigger   {' '.join(str(value) for value in run.trigger.values() if value)}",
         f"created   {time_text(run.created_at)}",
     ]
+    if run.started_at is not None:
+        lines.append(f"started   {time_text(run.started_at)}")
+    if run.ended_at is not None:
+        lines.append(f"ended     {time_text(run.ended_at)}")
     if run.comment:
         lines.append(f"comment   {run.comment}")
     if run.relaunch_of:
         lines.append(f"again of  {run.relaunch_of}")
     lines.append("")
-    depths = _depths(run)
-    for task in run.tasks or ():
-        lines.append(_task_line(task, depths[task.number], run.ended_at))
-        if task.error is not None and task.status in (states.FAILED, states.RETRYING):
+    for row in rows(run, workflow):
+        lines.append(_row_line(row, row.name, run.ended_at))
+        task = row.task
+        if task is not None and task.error is not None and task.status in (states.FAILED, states.RETRYING):
             lines.append(f"      {task.error.type}: {task.error.message}")
             own = [line for line in task.error.traceback.splitlines() if line.startswith("  File")]
             if own:
@@ -86,20 +141,10 @@ def run_lines(run: Run) -> list[str]:
     return lines
 
 
-def _depths(run: Run) -> dict[int, int]:
-    """Return how far each task run is indented: members of a group stand to the right of what is alone."""
-    parents = {task.key: task for task in run.tasks or () if not task.hook}
-    levels: dict[str, int] = {}
-    for task in parents.values():
-        levels[task.key] = 1 + max((levels[key] for key in task.parents), default=-1)
-    count: dict[int, int] = {}
-    for level in levels.values():
-        count[level] = count.get(level, 0) + 1
-    return {task.number: 0 if task.hook or count[levels[task.key]] == 1 else 1 for task in run.tasks or ()}
-
-
-def _task_line(task: TaskRun, depth: int, now: int | None) -> str:
-    name = "  " * depth + task.key + (" (hook)" if task.hook else "")
+def _row_line(row: Row, name: str, now: int | None) -> str:
+    task = row.task
+    if task is None:
+        return f"  {name}"
     took = ""
     end = task.ended_at or (now if task.status == states.RUNNING else None)
     if task.started_at is not None and end is not None:
@@ -112,18 +157,32 @@ def _task_line(task: TaskRun, depth: int, now: int | None) -> str:
     return f"{MARK[task.status]} {name:<28} {task.status:<10} {took:>8}  {tries:<6} {result}".rstrip()
 
 
-def follow(store: Store, run_id: str, *, draw: bool) -> Run:
-    """Wait for a run's end, drawing it meanwhile: a live tree on a terminal, else a line per change."""
-    if draw and sys.stdout.isatty():
-        return _follow_live(store, run_id)
+def follow(
+    store: Store, run_id: str, workflow: Workflow | None, *, draw: bool, tend: Callable[[], None] | None = None
+) -> Run:
+    """Wait for a run's end, hooks included.
+
+    Args:
+        store: where it is.
+        run_id: which.
+        workflow: its definition, for the names of groups.
+        draw: show it meanwhile: a live tree on a terminal, else a line per change.
+        tend: called between looks.
+    """
     seen: dict[int, tuple[str, int]] = {}
+
+    def look() -> Run:
+        if tend is not None:
+            tend()
+        return store.do(store.get(run_id))
+
+    if draw and sys.stdout.isatty():
+        return _follow_live(look, workflow)
     while True:
-        run = store.do(store.get(run_id))
-        for task in run.tasks or ():
-            state = (task.status, task.attempts)
-            if draw and task.status not in (states.PENDING, states.QUEUED) and seen.get(task.number) != state:
-                print(_task_line(task, 0, None), flush=True)
-            seen[task.number] = state
+        run = look()
+        if draw:
+            for line in _changes(run, workflow, seen):
+                print(line, flush=True)
         if _is_over(run):
             if draw:
                 print("\n".join(_outcome(run)), flush=True)
@@ -131,27 +190,44 @@ def follow(store: Store, run_id: str, *, draw: bool) -> Run:
         time.sleep(LOOK_S)
 
 
-def _follow_live(store: Store, run_id: str) -> Run:
+def _changes(run: Run, workflow: Workflow | None, seen: dict[int, tuple[str, int]]) -> list[str]:
+    """Return a line for each task run that has changed, in the order of the changes."""
+    found = []
+    for row in rows(run, workflow):
+        task = row.task
+        if task is None or seen.get(task.number) == (task.status, task.attempts):
+            continue
+        seen[task.number] = (task.status, task.attempts)
+        if task.status not in (states.PENDING, states.QUEUED):
+            at = task.started_at if task.status == states.RUNNING else (task.ended_at or run.ended_at)
+            at = at or int(time.time() * 1000)
+            error = ""
+            if task.error is not None and task.status in (states.FAILED, states.RETRYING):
+                error = f"  {task.error.type}: {task.error.message}".splitlines()[0]
+            found.append((at, f"{time_text(at)}  {_row_line(row, row.path, None)}{error}"))
+    return [line for _, line in sorted(found, key=lambda change: change[0])]
+
+
+def _follow_live(look: Callable[[], Run], workflow: Workflow | None) -> Run:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     def picture(run: Run) -> Text:
-        text = Text(f"{run.workflow}  {run.status}\n", style="bold")
-        depths = _depths(run)
-        for task in run.tasks or ():
-            line = _task_line(task, depths[task.number], int(time.time() * 1000))
-            text.append(line + "\n", style=f"not bold {COLOR.get(task.status, '')}".strip())
+        now = int(time.time() * 1000)
+        text = Text(f"{run.workflow}  {run.status}  {_took(run, now)}\n", style="bold")
+        for row in rows(run, workflow):
+            status = row.task.status if row.task else ""
+            text.append(_row_line(row, row.name, now) + "\n", style=f"not bold {COLOR.get(status, '')}".strip())
         return text
 
     console = Console(highlight=False)
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            run = store.do(store.get(run_id))
+    # Live shows what fits the terminal; the whole tree stays behind once the run is over.
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while not _is_over(run := look()):
             live.update(picture(run), refresh=True)
-            if _is_over(run):
-                break
             time.sleep(LOOK_S)
+    console.print(picture(run), end="")
     for line in _outcome(run):
         console.print(line, markup=False)
     return run
@@ -163,14 +239,20 @@ def _is_over(run: Run) -> bool:
     return run.status in states.ENDED and not active
 
 
+def _took(run: Run, now: int | None = None) -> str:
+    end = run.ended_at or now
+    if run.started_at is None or end is None:
+        return ""
+    return f"{max(0, end - run.started_at) / 1000:.2f}s"
+
+
 def _outcome(run: Run) -> list[str]:
-    took = ""
-    if run.started_at is not None and run.ended_at is not None:
-        took = f" in {(run.ended_at - run.started_at) / 1000:.2f} s"
-    lines = [f"{run.status}{took}"]
+    took = _took(run)
+    lines = [run.status + (f" in {took}" if took else "")]
     if run.error is not None:
         lines.append(f"{run.error_task}: {run.error.type}: {run.error.message}")
         if run.error.traceback:
             lines.append(run.error.traceback.rstrip())
-        lines.append(f"Once it is mended: director runs relaunch {run.id}")
+    if run.status in (states.FAILED, states.CANCELED):
+        lines.append(f"To go on from there: director runs relaunch {run.id}")
     return lines

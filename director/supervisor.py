@@ -11,12 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from director import access, log
-from director.errors import DirectorError, SettingsError
+from director.errors import DirectorError, SettingsError, StoreUnavailable
 from director.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,33 +27,52 @@ BACKOFF_S = (1.0, 30.0)
 STEADY_S = 60.0
 """A worker that lived so long starts over with the first pause."""
 KILL_AFTER_S = 5.0
+THREADS_START_S = 60.0
+"""Within it, threads that the process needs have started, or have died before anybody saw them."""
+Role = Literal["service", "web", "command"]
 
 logger = log.get("director.supervisor")
 
 
 class ServiceLock:
-    """Says whether an embedded service runs on a data folder: it holds a lock for as long as it lives."""
+    """Says whether a process serves an embedded data folder: it holds a lock for as long as it lives."""
 
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / "service.lock"
         self._file: IO[bytes] | None = None
 
-    def try_acquire(self) -> bool:
-        """Take the lock; False when a service holds it."""
+    def try_acquire(self, role: Role = "service") -> bool:
+        """Take the lock; False when another process holds it.
+
+        Args:
+            role: what `holder` tells others: `service` executes runs for as long as it is there, `web` (a
+                service without a worker) executes none, `command` goes when its own run has ended.
+        """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("ab")
+            file = self._path.open("a+b")
         except OSError as exc:
             from director.store.tiny import unwritable
 
             raise unwritable(self._path.parent, exc) from exc
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.close()
-            self._file = None
+            file.close()
             return False
+        file.truncate(0)
+        file.write(f"{role} {os.getpid()}".encode())
+        file.flush()
+        self._file = file
         return True
+
+    def holder(self) -> tuple[str, str]:
+        """Return role and process id of whoever holds the lock, or held it last; empty when that is unknown."""
+        try:
+            role, _, pid = self._path.read_text().partition(" ")
+        except OSError:
+            return "", ""
+        return role, pid
 
     def release(self) -> None:
         """Give the lock back."""
@@ -69,9 +88,12 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
         raise SettingsError(refusal)
     listener = _listen(settings)
     lock = ServiceLock(settings.data_dir) if settings.embedded else None
-    if lock is not None and not lock.try_acquire():
+    if lock is not None and not lock.try_acquire("service" if worker else "web"):
+        role, pid = lock.holder()
+        what = "A command executes a run" if role == "command" else "A service runs"
         raise DirectorError(
-            f"A service runs on {settings.data_dir} already. Stop it, or set another DIRECTOR_DATA_DIR."
+            f"{what} on {settings.data_dir} already (process {pid}). "
+            f"{'Wait for its end' if role == 'command' else 'Stop it'}, or set another DIRECTOR_DATA_DIR."
         )
     child = None
     loop = None
@@ -80,7 +102,22 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
 
         app = create_app(settings, worker=worker, scheduler=scheduler)
         _introduce(settings, app.state.service, listener)
-        server = _Server(app, listener)
+        needed = ("scheduler",) * scheduler + ("worker",) * worker if settings.embedded else ()
+        server = _Server(app, listener, needed)
+        app.state.service.on_death = lambda _: server.stop(1)
+
+        def on_signal(number: int, _: object) -> None:
+            if not server.signaled():
+                return
+            if child is not None:
+                child.kill()
+            log.flush()
+            os._exit(128 + number)
+
+        # Ours from here to the end: uvicorn's own would raise the signal anew once it has stopped, and would
+        # leave the worker child behind.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
         if not settings.embedded:
             if worker:
                 child = WorkerChild()
@@ -100,6 +137,7 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
     if settings.embedded:
         # A task that outlived its grace still blocks a thread, and Python would wait for it. It has been
         # handed back, so this process has nothing left to do.
+        log.flush()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -157,41 +195,63 @@ def _introduce(settings: Settings, service: Service, listener: socket.socket) ->
         f"  sources    {sources or 'none'}",
         f"  access     {'token' if settings.token else 'this machine only (no DIRECTOR_TOKEN)'}",
     ]
-    lines += [f"  problem    {text}" for text in problems_of(service)]
+    problems = problems_of(service)
+    if not settings.embedded:
+        try:
+            service.store.do(service.store.ping())
+        except StoreUnavailable:
+            problems.append(f"{settings.store_name} does not answer. Until it does, HTTP answers 503.")
+    lines += [f"  problem    {text}" for text in problems]
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 class _Server:
-    """uvicorn on a socket that is bound already."""
+    """uvicorn on a socket that is bound already.
 
-    def __init__(self, app: Any, listener: socket.socket) -> None:
+    Args:
+        app: the ASGI application.
+        listener: the socket.
+        needed: names of threads that the application starts; when one of them ends, so does the process, with
+            status 1.
+    """
+
+    def __init__(self, app: Any, listener: socket.socket, needed: Sequence[str] = ()) -> None:
         import uvicorn
 
         config = uvicorn.Config(
             app, access_log=False, log_config=None, timeout_graceful_shutdown=5, server_header=False
         )
         self._server = uvicorn.Server(config)
-        # uvicorn raises the signal anew once it has stopped, which would leave the worker child behind.
-        self._server.capture_signals = self._capture_signals  # type: ignore[method-assign]
+        self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+        self._tick = self._server.on_tick
+        self._server.on_tick = self._on_tick  # type: ignore[method-assign]
         self._listener = listener
+        self._needed = needed
+        self._seen: set[str] = set()
+        self._started = time.monotonic()
+        self._signals = 0
         self.status = 0
 
     def run(self) -> int:
-        try:
-            self._server.run(sockets=[self._listener])
-        except KeyboardInterrupt:
-            pass
+        self._server.run(sockets=[self._listener])
         return self.status
 
-    @contextlib.contextmanager
-    def _capture_signals(self) -> Iterator[None]:
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, self._server.handle_exit) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    async def _on_tick(self, counter: int) -> bool:
+        if self._needed:
+            alive = {thread.name for thread in threading.enumerate()}
+            self._seen |= alive
+            late = time.monotonic() - self._started > THREADS_START_S
+            for name in self._needed:
+                if name not in alive and (name in self._seen or late):
+                    logger.error("service.thread_died", thread=name)
+                    self.stop(1)
+        return await self._tick(counter)
+
+    def signaled(self) -> bool:
+        """Take no new work any more; True from the second signal on, when nobody wants to wait."""
+        self._signals += 1
+        self._server.should_exit = True
+        return self._signals > 1
 
     def stop(self, status: int) -> None:
         """End the process with a status, from any thread."""
@@ -231,7 +291,13 @@ class WorkerChild:
         try:
             process.wait(grace_s + KILL_AFTER_S)
         except subprocess.TimeoutExpired:
-            _kill_group(process)
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL the process and all that it has started, and start it no more."""
+        self._stopping.set()
+        if self._process is not None:
+            _kill_group(self._process)
 
     def _spawn(self) -> None:
         # A session of its own: Ctrl-C in a terminal reaches the parent only, which then stops it in order.

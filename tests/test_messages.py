@@ -12,7 +12,7 @@ from director.models import Node
 NODES = [
     Node(key="A", task="A", queue="celery"),
     Node(key="B", task="my.task", queue="heavy", priority=5, timeout_s=60.0, soft_timeout_s=50.0),
-    Node(key="C", task='odd "name"', queue="etl", priority=9, ahead=True),
+    Node(key="C", task='odd "name" 100%s', queue="etl", priority=9, ahead=True),
 ]
 
 

@@ -156,7 +156,7 @@ class Relaunch(Struct, frozen=True):
     token: str
     """Made by the caller; the same token again gets the first answer."""
     plan: Plan
-    """To go on with: keys and edges of the run's own, and every hook that it has queued."""
+    """To go on with: keys and edges of the run's own; every hook it has queued, in the same queue."""
     resets: Mapping[int, int]
     """Node → parents to wait for. Those with 0 are queued."""
 

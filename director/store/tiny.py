@@ -568,28 +568,32 @@ class TinyStore(Store):
         return TinyCall(self._sweep)
 
     def _sweep(self) -> Swept:
-        lost: list[Ref] = []
-        timed_out: list[Ref] = []
-        released: list[Ref] = []
-        busy = False
-        patient = self._now < self._grace()
         if not self._tidy:
             self._remove_unnamed()
             self._tidy = True
-        for run in self._states():
-            busy = True
-            moves, before = self._moves(run), len(lost) + len(timed_out) + len(released)
-            for number, task in list(run.tasks.items()):
-                ref = Ref(run_id=run.id, number=int(number))
-                if task.s == "r" and not patient and task.lease is not None and task.lease <= self._now:
-                    if len(lost) + len(timed_out) < SWEEP_LIMIT:
-                        (timed_out if moves.lease_over(ref.number) else lost).append(ref)
-                elif task.s == "y" and (task.ended or 0) <= self._now and len(released) < SWEEP_LIMIT:
-                    moves.queue(ref.number)
-                    released.append(ref)
-            if len(lost) + len(timed_out) + len(released) > before:
-                self._save(moves)
-        return Swept(lost=tuple(lost), timed_out=tuple(timed_out), released=tuple(released), idle=not busy)
+        patient = self._now < self._grace()
+        busy = {run.id: self._moves(run) for run in self._states()}
+        lost: list[Ref] = []
+        timed_out: list[Ref] = []
+        for ref in () if patient else self._due(busy, "r"):
+            (timed_out if busy[ref.run_id].lease_over(ref.number) else lost).append(ref)
+        released = self._due(busy, "y")
+        for ref in released:
+            busy[ref.run_id].queue(ref.number)
+        for run_id in dict.fromkeys(ref.run_id for ref in (*lost, *timed_out, *released)):
+            self._save(busy[run_id])
+        idle = not any(row["busy"] for row in self._rows("runs").values())
+        return Swept(lost=tuple(lost), timed_out=tuple(timed_out), released=tuple(released), idle=idle)
+
+    def _due(self, busy: Mapping[str, rules.Moves], letter: str) -> Sequence[Ref]:
+        """Return what has a lease (r) or a wait (y) that is over, the longest over first, as Redis has it."""
+        found = [
+            (at, f"{run_id}:{number}", Ref(run_id=run_id, number=int(number)))
+            for run_id, moves in busy.items()
+            for number, task in moves.run.tasks.items()
+            if task.s == letter and (at := (task.lease if letter == "r" else task.ended) or 0) <= self._now
+        ]
+        return [ref for _, _, ref in sorted(found)[:SWEEP_LIMIT]]
 
     def _grace(self) -> int:
         """Return until when ended leases are left alone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import uuid
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
@@ -11,21 +12,23 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Request, Response, get, post
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from director import states
 from director.definitions import describe
-from director.errors import InvalidPayload, TooLarge
+from director.errors import InvalidPayload
 from director.models import Workflow
-from director.settings import MAX_PAYLOAD_BYTES
-from director.store.base import Dedupe, Filter
+from director.store.base import Dedupe, Filter, WorkflowState
+from director.web import bodies
+from director.web.problems import Refusal
 from director.web.service import Service
 from director.web.shapes import (
     FullRun,
     RelaunchedShape,
     RunList,
     StartedShape,
+    WorkflowList,
+    WorkflowShape,
     full_run,
     run_shape,
     time_text,
@@ -43,22 +46,22 @@ async def read_object(request: Anything) -> dict[str, Any]:
     """Return the body as an object; an empty body is `{}`.
 
     Raises:
-        TooLarge, InvalidPayload, HTTPException: 413, 422 for another JSON value, 400 for what is no JSON.
+        Refusal: 400 for what is no JSON, 408, 413, 415 as in `bodies.read`.
+        InvalidPayload: it is JSON, but no object.
     """
-    body = await request.body()
-    if len(body) > MAX_PAYLOAD_BYTES:
-        raise TooLarge(f"The body has {len(body)} bytes; the limit is {MAX_PAYLOAD_BYTES}.")
+    try:
+        body = await bodies.read(request.scope["headers"], request.receive)
+    except bodies.Disconnected:
+        raise Refusal(400, "The body ended early.") from None
     if not body.strip():
         return {}
-    try:
-        value = msgspec.json.decode(body)
-    except (ValueError, RecursionError) as exc:
-        raise HTTPException(status_code=400, detail=f"The body is not valid JSON: {exc}.") from None
+    value = bodies.decode_json(body)
     if not isinstance(value, dict):
-        kind = {list: "an array", str: "a text", bool: "a boolean", type(None): "null"}.get(
-            type(value), "a number"
+        kinds = {list: "an array", str: "a text", bool: "a boolean", type(None): "null"}
+        kind = kinds.get(type(value), "a number")
+        raise InvalidPayload(
+            f'The body must be an object such as {{"key": "value"}}; this is {kind}.', [f"$: is {kind}"]
         )
-        raise InvalidPayload(f'The payload must be an object such as {{"key": "value"}}; this is {kind}.')
     return value
 
 
@@ -68,41 +71,36 @@ def find(service: Service, name: str) -> Workflow:
 
 
 @get("/workflows", summary="All workflows", operation_id="ListWorkflows")
-async def list_workflows(state: State) -> dict[str, list[dict[str, Any]]]:
-    """Return every workflow in service with its last run."""
+async def list_workflows(state: State) -> WorkflowList:
+    """Return every workflow in service with its newest run, and every problem of the files."""
     service: Service = state.service
-    workflows = service.definitions.project.workflows
-    known = await service.calls.do(service.store.state(list(workflows)))
-    shapes = []
-    for name, workflow in workflows.items():
-        line = known.workflows[name]
-        shapes.append(
-            {
-                **describe(workflow),
-                "last_run": line.last_run,
-                "status": line.status,
-                "active": line.active,
-                "last_success_at": time_text(line.last_success_at),
-                "next_due": None,
-            }
-        )
-    return {"workflows": shapes}
+    project = service.definitions.project
+    known = await service.calls.do(service.store.state(list(project.workflows)))
+    return WorkflowList(
+        workflows=[_workflow(workflow, known.workflows[name]) for name, workflow in project.workflows.items()],
+        problems=[str(problem) for problem in project.problems],
+    )
 
 
 @get("/workflows/{name:str}", summary="One workflow", operation_id="GetWorkflow")
-async def get_workflow(state: State, name: str) -> dict[str, Any]:
-    """Return a workflow's definition and its last run."""
+async def get_workflow(state: State, name: FromPath[str]) -> WorkflowShape:
+    """Return a workflow's definition and its newest run."""
     service: Service = state.service
     workflow = find(service, name)
-    line = (await service.calls.do(service.store.state([name]))).workflows[name]
-    return {
+    known = await service.calls.do(service.store.state([name]))
+    return _workflow(workflow, known.workflows[name])
+
+
+def _workflow(workflow: Workflow, line: WorkflowState) -> WorkflowShape:
+    shown = {
         **describe(workflow),
-        "last_run": line.last_run,
         "status": line.status,
-        "active": line.active,
+        "last_run": line.last_run,
         "last_success_at": time_text(line.last_success_at),
+        "active": line.active,
         "next_due": None,
     }
+    return msgspec.convert(shown, WorkflowShape)
 
 
 @post(
@@ -114,9 +112,9 @@ async def get_workflow(state: State, name: str) -> dict[str, Any]:
 async def start_run(
     request: Anything,
     state: State,
-    name: str,
-    wait: Annotated[float, Parameter(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the end")] = 0,
-    comment: Annotated[str, Parameter(max_length=1000)] = "",
+    name: FromPath[str],
+    wait: Annotated[float, QueryParameter(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the end")] = 0,
+    comment: Annotated[str, QueryParameter(max_length=1000)] = "",
 ) -> Response[StartedShape | FullRun]:
     """Start a run: 202, or with `wait` 200 and the whole run once it has ended.
 
@@ -147,14 +145,18 @@ def _idempotency(headers: Mapping[str, str], payload: Mapping[str, Any]) -> Dedu
     if not key:
         return None
     if len(key) > 255:
-        raise HTTPException(status_code=400, detail="The Idempotency-Key has more than 255 characters.")
+        raise Refusal(400, "The Idempotency-Key has more than 255 characters.")
     canonical = msgspec.json.encode(payload, order="deterministic")
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     return Dedupe(key=f"api:{name}", ttl_s=IDEMPOTENCY_S, fingerprint=hashlib.sha256(canonical).hexdigest()[:16])
 
 
 async def _wait(service: Service, run_id: str, seconds: float) -> str:
-    """Return the run's status once it has ended, or as it is when the time is over."""
+    """Return the run's status once it has ended, or as it is when the time is over.
+
+    It looks after 10 ms, then less and less often, at last four times a second: a short run is answered at
+    once, and a long one costs little.
+    """
     deadline = asyncio.get_running_loop().time() + seconds
     pause_s, longest_s = WAIT_LOOK_S
     while True:
@@ -169,12 +171,12 @@ async def _wait(service: Service, run_id: str, seconds: float) -> str:
 @get("/workflows/{name:str}/runs", summary="Runs of a workflow", operation_id="ListRunsOfWorkflow")
 async def list_runs_of_workflow(
     state: State,
-    name: str,
-    status: str | None = None,
-    since: str | None = None,
-    until: str | None = None,
-    cursor: str | None = None,
-    limit: Annotated[int, Parameter(ge=1, le=MAX_LIMIT)] = 50,
+    name: FromPath[str],
+    status: FromQuery[str | None] = None,
+    since: FromQuery[str | None] = None,
+    until: FromQuery[str | None] = None,
+    cursor: FromQuery[str | None] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)] = 50,
 ) -> RunList:
     """Return runs, newest first. A workflow that is gone still has its runs."""
     page = await _list(state.service, name, status, since, until, cursor, limit)
@@ -186,12 +188,12 @@ async def list_runs_of_workflow(
 @get("/runs", summary="Runs, newest first", operation_id="ListRuns")
 async def list_runs(
     state: State,
-    workflow: str | None = None,
-    status: str | None = None,
-    since: str | None = None,
-    until: str | None = None,
-    cursor: str | None = None,
-    limit: Annotated[int, Parameter(ge=1, le=MAX_LIMIT)] = 50,
+    workflow: FromQuery[str | None] = None,
+    status: FromQuery[str | None] = None,
+    since: FromQuery[str | None] = None,
+    until: FromQuery[str | None] = None,
+    cursor: FromQuery[str | None] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)] = 50,
 ) -> RunList:
     """Return runs, filtered; `next` is the cursor of the next page."""
     return await _list(state.service, workflow, status, since, until, cursor, limit)
@@ -207,19 +209,26 @@ async def _list(
     limit: int,
 ) -> RunList:
     if status is not None and status not in states.RUN_STATES:
-        raise HTTPException(
-            status_code=400, detail=f'There is no status "{status}"; there are {", ".join(states.RUN_STATES)}.'
-        )
+        raise Refusal(400, f'There is no status "{status}"; there are {", ".join(states.RUN_STATES)}.')
     which = Filter(
         workflow=workflow,
         status=status,
         since=_instant("since", since),
         until=_instant("until", until),
-        after=cursor,
+        after=_cursor(cursor),
         limit=limit,
     )
     runs, following = await service.calls.do(service.store.list(which))
     return RunList(runs=[run_shape(run, service.settings) for run in runs], next=following)
+
+
+def _cursor(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise Refusal(400, f'cursor is "{text}"; expected the `next` of an earlier page.') from None
 
 
 def _instant(name: str, text: str | None) -> int | None:
@@ -231,13 +240,11 @@ def _instant(name: str, text: str | None) -> int | None:
             return int(at.timestamp() * 1000)
     except (ValueError, OverflowError):
         pass
-    raise HTTPException(
-        status_code=400, detail=f'{name} is "{text}"; expected a time such as 2030-01-31T08:00:00Z.'
-    )
+    raise Refusal(400, f'{name} is "{text}"; expected a time such as 2030-01-31T08:00:00Z.')
 
 
 @get("/runs/{run_id:str}", summary="All of a run", operation_id="GetRun")
-async def get_run(state: State, run_id: str) -> FullRun:
+async def get_run(state: State, run_id: FromPath[str]) -> FullRun:
     """Return a run with payload, task runs, results and errors."""
     service: Service = state.service
     return full_run(await service.calls.do(service.store.get(run_id)), service.settings)
@@ -247,7 +254,7 @@ async def get_run(state: State, run_id: str) -> FullRun:
     "/runs/{run_id:str}/relaunch", summary="Run again what is needed", status_code=202, operation_id="RelaunchRun"
 )
 async def relaunch_run(
-    request: Anything, state: State, run_id: str, plan: bool = False
+    request: Anything, state: State, run_id: FromPath[str], plan: FromQuery[bool] = False
 ) -> Response[RelaunchedShape]:
     """Relaunch from what failed, from the start, or from a task; `plan=1` only says what would run."""
     service: Service = state.service
@@ -277,7 +284,7 @@ async def relaunch_run(
 
 
 @post("/runs/{run_id:str}/cancel", summary="End a run at once", status_code=202, operation_id="CancelRun")
-async def cancel_run(state: State, run_id: str) -> StartedShape:
+async def cancel_run(state: State, run_id: FromPath[str]) -> StartedShape:
     """Cancel a run that has not ended."""
     service: Service = state.service
     await service.calls.run(service.engine.cancel(run_id))

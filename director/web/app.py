@@ -112,7 +112,7 @@ class _Companion:
         if self._scheduler:
             from director.scheduler import Loop
 
-            self._begin(Loop(self._service.settings, self._service.store))
+            self._begin(Loop(self._service.settings, self._service.store, on_death=self._service.on_death))
         if self._worker:
             from director.worker import EmbeddedWorker
 
@@ -129,7 +129,7 @@ class _Companion:
         try:
             changed = definitions.refresh()
         except Exception as exc:  # noqa: BLE001 - the last good version serves on; the next look may succeed
-            logger.error("definitions.unreadable", reason=repr(exc))
+            logger.warning("definitions.unreadable", reason=repr(exc))
             return
         if changed:
             logger.info("definitions.changed", workflows=len(definitions.project.workflows))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
+
 from director.definitions import Definitions
 from director.engine import Engine
 from director.settings import Settings
@@ -18,3 +22,10 @@ class Service:
         self.definitions = Definitions(settings.home, settings.environ)
         self.calls = Calls(store)
         self.engine = Engine(store)
+        self.on_death: Callable[[BaseException], None] = _end_process
+        """What a dead scheduler thread calls."""
+
+
+def _end_process(_: BaseException) -> None:
+    """Let the server end as it does when it is told to; the platform starts a new one."""
+    os.kill(os.getpid(), signal.SIGTERM)

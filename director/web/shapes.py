@@ -97,14 +97,15 @@ class StartedShape(msgspec.Struct):
     url: str
 
 
-class RelaunchedShape(msgspec.Struct):
+class RelaunchedShape(msgspec.Struct, omit_defaults=True):
     """What a relaunch does, or would do."""
 
     id: str
     url: str
     rerun: list[str]
     keep: list[str]
-    note: str | None
+    note: str | None = None
+    """Why the run keeps its old tasks, where it does; else left out."""
 
 
 class HookRun(msgspec.Struct):
@@ -132,6 +133,50 @@ class HookAnswer(msgspec.Struct, omit_defaults=True):
     refused: list[Refused] = []
 
 
+class WorkflowShape(msgspec.Struct):
+    """A definition as its file says, and its newest run."""
+
+    name: str
+    description: str
+    enabled: bool
+    tasks: list[dict[str, Any]]
+    """`{task, …options}`, or `{group|chain, tasks: […]}`."""
+    queue: Any
+    """A queue's name, or `{default, customs}`, or null."""
+    hooks: dict[str, str | None]
+    schema: Any
+    payload: dict[str, Any]
+    """Defaults under every caller's payload."""
+    triggers: list[dict[str, Any]]
+    file: str
+    status: str | None
+    """Of the newest run."""
+    last_run: str | None
+    last_success_at: str | None
+    active: int
+    next_due: str | None
+
+
+class WorkflowList(msgspec.Struct):
+    """All workflows in service, and what is wrong with the files."""
+
+    workflows: list[WorkflowShape]
+    problems: list[str]
+
+
+class SecretShape(msgspec.Struct):
+    """A variable that holds a secret; never its value."""
+
+    name: str
+    set: bool
+
+
+class SourceList(msgspec.Struct):
+    """Everybody who may send webhooks."""
+
+    sources: list[SourceShape]
+
+
 class SourceShape(msgspec.Struct):
     """Somebody who sends webhooks."""
 
@@ -139,8 +184,7 @@ class SourceShape(msgspec.Struct):
     scheme: str
     url: str
     open: bool
-    secrets: list[dict[str, Any]]
-    """Variable names and whether each is set; never a value."""
+    secrets: list[SecretShape]
 
 
 class WorkflowStatus(msgspec.Struct):

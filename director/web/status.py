@@ -10,20 +10,21 @@ from typing import Any
 import msgspec
 from litestar import Request, Response, get
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException
+from litestar.params import FromPath, FromQuery
 
 from director import states
 from director.errors import StoreUnavailable
 from director.store.base import StoreState
+from director.web.problems import Refusal
 from director.web.service import Service
-from director.web.shapes import SourceShape, Status, WorkflowStatus, time_text
+from director.web.shapes import SecretShape, SourceList, SourceShape, Status, WorkflowStatus, time_text
 
 _AGE = re.compile(r"(\d{1,9})([smhd]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @get("/status", summary="Everything at a glance", operation_id="GetStatus")
-async def status(request: Request[Any, Any, Any], state: State) -> Response[Any]:
+async def status(request: Request[Any, Any, Any], state: State) -> Response[Status]:
     """Return workers, queue, problems and a line for each workflow; `ETag` for what changes rarely."""
     service: Service = state.service
     known = await service.calls.do(service.store.state(list(service.definitions.project.workflows)))
@@ -43,20 +44,24 @@ async def status(request: Request[Any, Any, Any], state: State) -> Response[Any]
 async def workflow_status(
     request: Request[Any, Any, Any],
     state: State,
-    workflow: str,
-    strict: bool = False,
-    max_age: str | None = None,
-) -> Response[Any]:
+    workflow: FromPath[str],
+    strict: FromQuery[bool] = False,
+    max_age: FromQuery[str | None] = None,
+) -> Response[WorkflowStatus]:
     """Return a workflow's line. `strict=1`: 503 when the last run failed or no success is young enough."""
     service: Service = state.service
     service.definitions.workflow(workflow)
+    oldest_ms = _age_ms(max_age)
     known = await service.calls.do(service.store.state([workflow]))
     line = _lines(known)[workflow]
-    oldest_ms = _age_ms(max_age)
     success = known.workflows[workflow].last_success_at
-    too_old = oldest_ms is not None and (success is None or success < time.time() * 1000 - oldest_ms)
-    if strict and (line.status == states.FAILED or too_old):
-        return Response(line, status_code=503)
+    wrong = ""
+    if line.status == states.FAILED:
+        wrong = f"The last run of {workflow}, {line.last_run}, has failed."
+    elif oldest_ms is not None and (success is None or success < time.time() * 1000 - oldest_ms):
+        wrong = f"{workflow} has not succeeded for {max_age}; the last time was {time_text(success) or 'never'}."
+    if strict and wrong:
+        raise Refusal(503, wrong, workflow=msgspec.to_builtins(line))
     return _tagged(request, line, line)
 
 
@@ -65,7 +70,7 @@ def _age_ms(text: str | None) -> int | None:
         return None
     found = _AGE.fullmatch(text)
     if not found:
-        raise HTTPException(status_code=400, detail=f'max_age is "{text}"; expected such as 90s, 15m, 26h or 7d.')
+        raise Refusal(400, f'max_age is "{text}"; expected a time such as 90s, 15m, 26h or 7d.')
     return int(found[1]) * _UNITS[found[2]] * 1000
 
 
@@ -103,25 +108,26 @@ def problems_of(service: Service, known: StoreState | None = None) -> list[str]:
 
 
 @get("/sources", summary="Who may send webhooks", operation_id="ListSources")
-async def sources(state: State) -> dict[str, list[SourceShape]]:
+async def sources(state: State) -> SourceList:
     """Return every source, where it sends to, and whether it is open."""
     service: Service = state.service
     closed = service.definitions.closed_sources()
-    return {
-        "sources": [
+    environ = service.settings.environ
+    return SourceList(
+        sources=[
             SourceShape(
                 name=name,
                 scheme=source.scheme if isinstance(source.scheme, str) else source.scheme.get("scheme", "hmac"),
                 url=f"{service.settings.public_url or ''}/hooks/{name}",
                 open=name not in closed,
                 secrets=[
-                    {"name": secret, "set": bool((service.settings.environ.get(secret) or "").strip())}
-                    for secret in source.secrets
+                    SecretShape(name=variable, set=bool(environ.get(variable, "").strip()))
+                    for variable in source.secrets
                 ],
             )
             for name, source in service.definitions.project.sources.items()
         ]
-    }
+    )
 
 
 @get("/health/live", summary="The process is up", operation_id="HealthLive")

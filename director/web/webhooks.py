@@ -118,8 +118,8 @@ class Webhooks:
 
     def _url(self, scope: Any) -> str:
         """Return the address as the sender wrote it; behind a proxy only the settings know it."""
-        query = scope["query_string"].decode("latin-1")
-        path = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else scope["path"]
+        query: str = scope["query_string"].decode("latin-1")
+        path: str = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else scope["path"]
         path = path.partition("?")[0] + (f"?{query}" if query else "")
         if self._settings.public_url:
             return self._settings.public_url + path

@@ -1,5 +1,7 @@
 """The contract: hooks outlive their launch. Each is a task run of its own, and never one of the run's."""
 
+import pytest
+
 from director import plan
 from director.engine import Engine
 from director.models import TaskError
@@ -84,16 +86,28 @@ def test_a_hook_outlives_a_cancel_of_the_next_launch(store):
     ]
 
 
-def test_a_relaunch_keeps_the_plan_whose_hook_is_underway(store, clock):
+@pytest.mark.parametrize(
+    "changed",
+    [
+        workflow(["A"]),
+        workflow(["A"], success_hook="BAD"),
+        workflow(["A"], failure_hook="OTHER"),
+        workflow(["A"], failure_hook="BAD", queues={"BAD": "slow"}),
+    ],
+    ids=["removed", "moved", "renamed", "in another queue"],
+)
+def test_a_relaunch_keeps_the_plan_whose_hook_is_underway(store, clock, changed):
     """A hook that the newest definition has not got must still be found by begin, finish and the sweep."""
     run_id = failed_run(store, workflow(["A"], failure_hook="BAD"))
     begun = begin(store, run_id, 1)
     store.do(store.sweep())
-    done = relaunch(store, run_id, workflow(["A"]))
+    done = relaunch(store, run_id, changed)
     assert "failure hook has changed" in done.note
     assert sweep_for(store, clock, 31)[0] == [begun.ref]
+    assert store.do(store.state([])).queued == 2
     succeed(store, run_id, 1, 0)
     assert statuses(store, run_id) == {"A": "succeeded", "BAD!": "succeeded"}
+    assert store.do(store.state([])).queued == 0
 
 
 def test_a_relaunch_takes_up_a_new_hook_where_none_has_run(store):

@@ -89,10 +89,10 @@ local function ref(run, number) return run.id .. ':' .. number end
 -- Moves -----------------------------------------------------------------------------------------
 
 local function push(run, number, node)
-  local message = redis.call('HGET', prefix .. 'plan:' .. run.plan, 'm' .. node.name)
-  message = string.gsub(message, '%$ID%$', ref(run, number))
-  message = string.gsub(message, '%$AT%$', string.format('%.0f', now))
-  redis.call('LPUSH', prefix .. 'mq:' .. node.list, message)
+  local template = redis.call('HGET', prefix .. 'plan:' .. run.plan, 'm' .. node.name)
+  local id, at = ref(run, number), string.format('%.0f', now)
+  -- The order is that of messages.values.
+  redis.call('LPUSH', prefix .. 'mq:' .. node.list, string.format(template, id, id, id, at, id, id, at))
 end
 
 -- any → queued

@@ -1,0 +1,164 @@
+"""A real web process in a thread, on a free port, over either store; nothing executes tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import uvicorn
+
+from director.settings import Settings
+from director.store.base import Outcome, Ref, Store
+from director.web.app import create_app
+from director.web.service import Service
+from tests.conftest import free_port
+from tests.processes import until
+
+SECRET = "It's a Secret to Everybody"
+WORKFLOWS = """
+plain:
+  tasks: [ONE, TWO]
+strict.ORDER:
+  tasks: [ONE]
+  schema: {type: object, required: [id], properties: {id: {type: integer}}}
+  triggers:
+    - {source: github, event: issues, payload: {id: issue.id}}
+pushed:
+  tasks: [ONE]
+  triggers:
+    - source: github
+      event: push
+      when: ref == 'refs/heads/main'
+      payload: {sha: after}
+also.pushed:
+  tasks: [ONE]
+  triggers:
+    - {source: github, event: [push, issues], payload: {sha: after}}
+only.strict:
+  tasks: [ONE]
+  schema: {type: object, required: [id], properties: {id: {type: integer}}}
+  triggers:
+    - {source: github, event: strict}
+any.stripe:
+  tasks: [ONE]
+  triggers: [{source: billing}]
+off:
+  tasks: [ONE]
+  enabled: false
+  triggers: [{source: github, event: never}]
+broken:
+  tasks: []
+sources:
+  github: {secret: $GITHUB_WEBHOOK_SECRET}
+  billing: {scheme: stripe, secret: [$STRIPE_SECRET, $STRIPE_SECRET_OLD]}
+  closed: {scheme: github, secret: $NOT_SET}
+  partner: {scheme: hmac, header: X-Signature, secret: $PARTNER_SECRET}
+"""
+
+
+class Web:
+    """A running service and a client of it."""
+
+    def __init__(self, port: int, service: Service) -> None:
+        self.port = port
+        self.service = service
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
+
+    @property
+    def store(self) -> Store:
+        return self.service.store
+
+    def hook(self, body: Any, source: str = "github", **headers: str) -> httpx.Response:
+        """Send a delivery signed as GitHub does; headers replace what is made here."""
+        raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        made = {
+            "content-type": "application/json",
+            "x-github-event": "push",
+            "x-hub-signature-256": signature(raw),
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
+        return self.client.post(f"/hooks/{source}", content=raw, headers=made)
+
+    def raw(self, data: bytes, *, timeout_s: float = 10.0) -> bytes:
+        """Send bytes as they are; return all that comes back until the server closes or says nothing more."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as connection:
+            connection.sendall(data)
+            return connection.recv(65536)
+
+    def finish(self, run_id: str) -> None:
+        """Play the worker: execute the run to its end."""
+        store = self.store
+        while True:
+            run = store.do(store.get(run_id))
+            queued = [task for task in run.tasks or () if task.status == "queued"]
+            if not queued:
+                return
+            for task in queued:
+                ref = Ref(run_id=run_id, number=task.number)
+                store.do(store.begin(ref, f"t{task.number}", "boot.1"))
+                store.do(store.finish(ref, f"t{task.number}", Outcome(result=b"1"), "boot.1"))
+
+
+def signature(body: bytes, secret: str = SECRET) -> str:
+    return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+def settings_for(home: Path, redis_url: str | None = None, **environ: str) -> Settings:
+    """Return the settings of a project with WORKFLOWS."""
+    (home / "workflows").mkdir(exist_ok=True)
+    file = home / "workflows" / "all.yml"
+    if not file.exists():
+        file.write_text(WORKFLOWS)
+    env = {
+        "DIRECTOR_HOME": str(home),
+        "GITHUB_WEBHOOK_SECRET": SECRET,
+        "STRIPE_SECRET_OLD": "whsec_old",
+        "STRIPE_SECRET": "",
+        "PARTNER_SECRET": "partner",
+        **({"DIRECTOR_REDIS_URL": redis_url} if redis_url else {}),
+        **environ,
+    }
+    return Settings.from_env(env)
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[Web]:
+    """Serve until the block ends; neither worker nor scheduler."""
+    app = create_app(settings, worker=False, scheduler=False)
+    port = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False, lifespan="on")
+    )
+    # Signals belong to the main thread, where the tests run.
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    until(lambda: server.started, what="the web server")
+    web = Web(port, app.state.service)
+    try:
+        yield web
+    finally:
+        web.client.close()
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive(), "the web server did not stop"
+
+
+def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    """Return the problem details of an answer; anything else fails."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    members: dict[str, Any] = answer.json()
+    assert members["status"] == status
+    assert members["title"]
+    assert members["type"] == "about:blank"
+    assert "Traceback" not in answer.text
+    return members
