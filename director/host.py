@@ -88,7 +88,7 @@ class Host:
 
         # The command itself says how its run ends.
         log.configure("ERROR")
-        sys.stdout = _Results(sys.stdout)
+        sys.stdout = Results(sys.stdout)
         # As Ctrl-C: what runs is handed back.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.redirect_stdout(sys.stderr):
@@ -114,16 +114,16 @@ class Host:
         self._lock.release()
 
 
-class _Results:
+class Results:
     """Standard output of the main thread, which prints results; what tasks print goes to standard error."""
 
-    def __init__(self, out: Any) -> None:
-        self._out = out
+    def __init__(self, terminal: Any) -> None:
+        self.terminal = terminal
 
     def write(self, text: str) -> Any:
         """Write to the stream of the thread that calls."""
         main = threading.current_thread() is threading.main_thread()
-        return (self._out if main else sys.stderr).write(text)
+        return (self.terminal if main else sys.stderr).write(text)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._out, name)
+        return getattr(self.terminal, name)

@@ -221,9 +221,11 @@ def _follow_live(look: Callable[[], Run], workflow: Workflow | None) -> Run:
             text.append(_row_line(row, row.name, now) + "\n", style=f"not bold {COLOR.get(status, '')}".strip())
         return text
 
-    console = Console(highlight=False)
+    # What tasks print comes by standard error (`host.Results`), which Live shows above the tree. A proxy before
+    # standard output as well would send it round in a circle.
+    console = Console(file=getattr(sys.stdout, "terminal", sys.stdout), highlight=False)
     # Live shows what fits the terminal; the whole tree stays behind once the run is over.
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
         while not _is_over(run := look()):
             live.update(picture(run), refresh=True)
             time.sleep(LOOK_S)

@@ -219,7 +219,12 @@ class _Server:
         import uvicorn
 
         config = uvicorn.Config(
-            app, access_log=False, log_config=None, timeout_graceful_shutdown=5, server_header=False
+            app,
+            access_log=False,
+            log_config=None,
+            timeout_graceful_shutdown=5,
+            server_header=False,
+            proxy_headers=False,
         )
         self._server = uvicorn.Server(config)
         self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from director.errors import DirectorError
 from director.models import Plan, Run, Struct, TaskError, TaskOptions
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 LEASE_MS = 30_000
@@ -41,6 +44,16 @@ class Described(Generic[T]):
 
 Steps = Generator[Described[Any], Any, T]
 """A flow of one or more calls: yields each description, is sent its answer, returns its result."""
+
+
+class Link(Protocol):
+    """Makes calls on an event loop."""
+
+    def submit(self, call: Any) -> asyncio.Future[Any]:
+        """Make a call; the future gets its answer or a DirectorError as its result."""
+
+    def close(self) -> None:
+        """Answer what waits with StoreUnavailable."""
 
 
 class Ref(Struct, frozen=True, order=True):
@@ -260,6 +273,10 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give connections and files back."""
+
+    def link(self) -> Link | None:
+        """Return what makes this store's calls on an event loop; None: a thread has to."""
+        return None
 
     # The life of a run
 

@@ -28,6 +28,7 @@ from director.store.base import (
     Described,
     Filter,
     Finished,
+    Link,
     NewRun,
     Next,
     Outbox,
@@ -100,7 +101,7 @@ class RedisStore(Store):
     ) -> None:
         self.clock = clock
         self.prefix = prefix
-        self._url = url
+        self.url = url
         self._timeout_s = timeout_s
         self._common: tuple[Any, ...] = ("1" if broker_is_store else "0", max_lost)
         self._connections: list[Connection] = []
@@ -118,22 +119,22 @@ class RedisStore(Store):
                 replies = self._exchange(connection, calls)  # type: ignore[arg-type]
         except (OSError, exceptions.ConnectionError, exceptions.TimeoutError) as exc:
             raise StoreUnavailable(
-                f"Redis at {hide_password(self._url)} did not answer ({exc or type(exc).__name__}). "
+                f"Redis at {hide_password(self.url)} did not answer ({exc or type(exc).__name__}). "
                 "What was asked may have been recorded; asking again is safe."
             ) from exc
-        return [_read(call, reply) for call, reply in zip(calls, replies, strict=True)]
+        return [read_reply(call, reply) for call, reply in zip(calls, replies, strict=True)]
 
     def _exchange(self, connection: Connection, calls: Sequence[RedisCall[Any]]) -> list[Any]:
         from redis.exceptions import NoScriptError
 
-        replies = self._send(connection, [self._command(call) for call in calls])
+        replies = self._send(connection, [self.command(call) for call in calls])
         for index, (call, reply) in enumerate(zip(calls, replies, strict=True)):
             again = reply
             if isinstance(again, NoScriptError):
                 load = ("SCRIPT", "LOAD", source(call.script)[0])
-                again = self._send(connection, [load, self._command(call)])[1]
+                again = self._send(connection, [load, self.command(call)])[1]
             if call.plan is not None and isinstance(again, list) and again[0] == NEEDS_PLAN:
-                again = self._send(connection, [*self._plan_commands(call.plan), self._command(call)])[-1]
+                again = self._send(connection, [*self.plan_commands(call.plan), self.command(call)])[-1]
             replies[index] = again
         return replies
 
@@ -156,7 +157,8 @@ class RedisStore(Store):
                 raise
         raise AssertionError
 
-    def _command(self, call: RedisCall[Any]) -> tuple[Any, ...]:
+    def command(self, call: RedisCall[Any]) -> tuple[Any, ...]:
+        """Return the words of a call's command."""
         if not call.script:
             return tuple(call.args)
         now = self.clock() if self.clock else ""
@@ -171,7 +173,8 @@ class RedisStore(Store):
             *call.args,
         )
 
-    def _plan_commands(self, plan: Plan) -> list[tuple[Any, ...]]:
+    def plan_commands(self, plan: Plan) -> list[tuple[Any, ...]]:
+        """Return the commands that store a plan."""
         fields: dict[str, Any] = {"json": msgspec.json.encode(plan), **keys.plan_fields(plan)}
         flat = [part for pair in fields.items() for part in pair]
         return [
@@ -186,13 +189,21 @@ class RedisStore(Store):
         from redis.retry import Retry
 
         pool = ConnectionPool.from_url(
-            self._url,
+            self.url,
             socket_timeout=self._timeout_s,
             socket_connect_timeout=min(self._timeout_s, 2.0),
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
         return cast("Connection", pool.make_connection())
+
+    def link(self) -> Link | None:
+        """Return an asyncio connection; TLS is left to the thread and its client."""
+        if self.url.startswith("rediss"):
+            return None
+        from director.store import link
+
+        return link.Link(self, self._timeout_s)
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -497,7 +508,7 @@ def _reply(connection: Connection) -> Any:
         return exc
 
 
-def _read(call: Any, reply: Any) -> Any:
+def read_reply(call: Any, reply: Any) -> Any:
     """Return what a reply means, or a DirectorError."""
     if isinstance(reply, Exception):
         # Out of memory, loading, read-only replica: Redis refuses before the script writes.

@@ -12,7 +12,6 @@ from litestar import Litestar, Router, asgi
 from litestar.datastructures import State
 
 from director import log
-from director.errors import DirectorError
 from director.settings import MAX_PAYLOAD_BYTES, Settings
 from director.store import open_store
 from director.web import api, auth, openapi, problems, status
@@ -100,8 +99,6 @@ class _Companion:
     def _run(self) -> None:
         if self._ended.wait(LATER_S):
             return
-        with contextlib.suppress(DirectorError):  # the first request says so too
-            self._service.store.do(self._service.store.ping())
         self._start_threads()
         for text in status.problems_of(self._service):
             logger.warning("service.problem", problem=text)

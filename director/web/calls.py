@@ -1,7 +1,7 @@
-"""The web process's one store thread.
+"""How handlers call the store: on the store's own asyncio link, else through one thread.
 
-Handlers hand it descriptions of store calls and await the answers. It takes all that wait, makes them as
-one exchange and answers each: under load many requests share one round trip, and there is one sync client.
+The thread is for stores that block. Handlers hand it descriptions of calls and await the answers. It takes
+all that wait, makes them as one exchange and answers each: many requests share one round trip.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any, TypeVar
 
 from director.errors import DirectorError, StoreUnavailable
-from director.store.base import Described, Steps, Store
+from director.store.base import Described, Link, Steps, Store
 
 T = TypeVar("T")
 BATCH = 256
@@ -26,10 +26,11 @@ class Calls:
 
     Args:
         store: used by this object's thread; other threads may use it too where the store allows that.
+        link: makes the calls on the loop itself, where the store has one; then there is no thread.
         backlog: calls that may wait; one more is refused with StoreUnavailable.
     """
 
-    def __init__(self, store: Store, *, backlog: int = BACKLOG) -> None:
+    def __init__(self, store: Store, *, link: Link | None = None, backlog: int = BACKLOG) -> None:
         self.store = store
         self._backlog = backlog
         self._waiting: deque[_Waiting] = deque()
@@ -39,6 +40,7 @@ class Calls:
         self._idle.acquire()
         self._thread: threading.Thread | None = None
         self._stopped = False
+        self._link = link
 
     def start(self) -> None:
         """Start the thread; the loop that runs now gets the answers."""
@@ -49,6 +51,8 @@ class Calls:
     async def stop(self) -> None:
         """Answer what waits, then end the thread; later calls get StoreUnavailable."""
         self._stopped = True
+        if self._link is not None:
+            self._link.close()
         if self._thread is not None:
             self._wake()
             await asyncio.to_thread(self._thread.join, 5)
@@ -82,6 +86,8 @@ class Calls:
     def _submit(self, call: Described[Any]) -> asyncio.Future[Any]:
         if self._stopped:
             raise StoreUnavailable("The service is stopping; ask again.")
+        if self._link is not None:
+            return self._link.submit(call)
         if len(self._waiting) >= self._backlog:
             raise StoreUnavailable(f"{self._backlog} calls wait for the store already; ask again later.")
         if self._thread is None:

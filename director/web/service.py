@@ -20,7 +20,7 @@ class Service:
         self.settings = settings
         self.store = store
         self.definitions = Definitions(settings.home, settings.environ)
-        self.calls = Calls(store)
+        self.calls = Calls(store, link=store.link())
         self.engine = Engine(store)
         self.on_death: Callable[[BaseException], None] = _end_process
         """What a dead scheduler thread calls."""
