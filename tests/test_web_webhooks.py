@@ -1,4 +1,4 @@
-"""POST /hooks/{source}: every answer of DESIGN.md, section 9, and what hostile senders try."""
+"""POST /hooks/{source}: every answer that docs/webhooks.md promises, and what hostile senders try."""
 
 from __future__ import annotations
 
