@@ -57,7 +57,7 @@ def authorize(
     if any(name in FORWARDING or name.startswith("x-forwarded-") for name in headers):
         return Denial(status=401, detail=f"The request came through a proxy. {WAY_IN}")
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and origin.lower() != f"http://{host}".lower():
         return Denial(status=403, detail=f"The request comes from another site's page. {WAY_IN}")
     if has_body and (content_type or "").partition(";")[0].strip().lower() != "application/json":
         return Denial(status=415, detail="Send the body as `Content-Type: application/json`.")
