@@ -24,7 +24,7 @@ from director.engine import new_token
 from director.errors import DirectorError, StoreUnavailable
 from director.models import Plan, Run, TaskError
 from director.settings import MAX_ARGUMENT_BYTES, Settings
-from director.states import FAILED
+from director.states import ENDED, FAILED
 from director.store.base import Begun, Finished, Next, Outcome, Ref, Store
 
 LOOK_S = 2.0
@@ -150,8 +150,10 @@ class Executor:
                 wait_s = min(wait_s * 2, 2.0)
         if not finished.accepted:
             logger.warning("task.refused", task_run=str(begun.ref), reason="its lease was taken away")
-        elif finished.run_status == FAILED and outcome.error is not None:
-            logger.error("run.failed", run_id=begun.ref.run_id, workflow=begun.workflow, task=begun.task)
+        elif finished.run_status in ENDED and not begun.hook:
+            # Only the last task run of a run can end it, whatever its own outcome.
+            level = logger.error if finished.run_status == FAILED else logger.debug
+            level(f"run.{finished.run_status}", run_id=begun.ref.run_id, workflow=begun.workflow)
         return finished
 
     def _arguments(self, begun: Begun) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -44,11 +44,12 @@ def _set_up(level: str, gathered: bool) -> None:
         structlog.processors.format_exc_info,
     ]
     global _gathered  # noqa: PLW0603 - one log a process
-    tty = sys.stderr.isatty()
     stream: Any = sys.stderr
     if gathered:
         stream = _gathered = _Gathered(sys.stderr)
-    renderer: Any = structlog.dev.ConsoleRenderer() if tty else structlog.processors.JSONRenderer(_json)
+    renderer: Any = structlog.processors.JSONRenderer(_json)
+    if sys.stderr.isatty():
+        renderer = structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"))
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper(), logging.INFO)),
