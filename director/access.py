@@ -7,29 +7,20 @@ import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-import msgspec
+from director.models import Struct
 
 FORWARDING = ("forwarded", "x-real-ip", "via", "cf-connecting-ip", "true-client-ip", "fly-client-ip")
 WAY_IN = "Set DIRECTOR_TOKEN and send it as `Authorization: Bearer …`."
 
 
-class Denial(msgspec.Struct, frozen=True):
+class Denial(Struct, frozen=True):
     """Why a request is refused: an HTTP status, and a sentence that says what to do."""
 
     status: int
     detail: str
 
 
-def authorize(
-    token: str | None,
-    *,
-    authorization: str | None,
-    peer: str | None,
-    host: str | None,
-    headers: Mapping[str, str],
-    content_type: str | None,
-    has_body: bool,
-) -> Denial | None:
+def authorize(token: str | None, *, peer: str | None, headers: Mapping[str, str]) -> Denial | None:
     """Return None for a request that may pass.
 
     With a token, the request must carry it. Without one, it must come from this machine and from no
@@ -37,30 +28,29 @@ def authorize(
 
     Args:
         token: DIRECTOR_TOKEN.
-        authorization: that header.
         peer: the address that the connection comes from; None for a unix socket.
-        host: the `Host` header.
-        headers: all, by lower-case name.
-        content_type: that header.
-        has_body: whether a body comes along.
+        headers: by lower-case name, repeats joined by a comma.
     """
     if token:
-        kind, _, given = (authorization or "").partition(" ")
-        if kind.lower() == "bearer" and _same(given.strip(), token):
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        right = token.encode()
+        if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("utf-8", "surrogatepass"), right):
             return None
-        detail = "The token is not right." if authorization else "A token is needed."
-        return Denial(status=401, detail=f"{detail} Send DIRECTOR_TOKEN as `Authorization: Bearer …`.")
+        detail = "The token is not right." if "authorization" in headers else "A token is needed."
+        return Denial(401, f"{detail} Send DIRECTOR_TOKEN as `Authorization: Bearer …`.")
     if not _is_loopback(peer):
-        return Denial(status=401, detail=f"Without a token only this machine may call. {WAY_IN}")
+        return Denial(401, f"Without a token only this machine may call. {WAY_IN}")
+    host = headers.get("host")
     if not _is_loopback(_host_name(host)):
-        return Denial(status=401, detail=f"Without a token the Host must be localhost. {WAY_IN}")
+        return Denial(401, f"Without a token the Host must be localhost. {WAY_IN}")
     if any(name in FORWARDING or name.startswith("x-forwarded-") for name in headers):
-        return Denial(status=401, detail=f"The request came through a proxy. {WAY_IN}")
+        return Denial(401, f"The request came through a proxy. {WAY_IN}")
     origin = headers.get("origin")
     if origin is not None and origin.lower() != f"http://{host}".lower():
-        return Denial(status=403, detail=f"The request comes from another site's page. {WAY_IN}")
-    if has_body and (content_type or "").partition(";")[0].strip().lower() != "application/json":
-        return Denial(status=415, detail="Send the body as `Content-Type: application/json`.")
+        return Denial(403, f"The request comes from another site's page. {WAY_IN}")
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    if has_body and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return Denial(415, "Send the body as `Content-Type: application/json`.")
     return None
 
 
@@ -74,21 +64,14 @@ def may_listen(host: str, *, has_token: bool) -> str | None:
     )
 
 
-def _same(given: str, token: str) -> bool:
-    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), token.encode())
-
-
 def _is_loopback(host: str | None) -> bool:
-    if not host:
-        return False
     if host == "localhost":
         return True
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host or "")
     except ValueError:
         return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
+    return bool((getattr(address, "ipv4_mapped", None) or address).is_loopback)
 
 
 def _host_name(host: str | None) -> str | None:

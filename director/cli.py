@@ -7,7 +7,8 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,37 +22,35 @@ from director.states import ENDED, RUN_STATES, SUCCEEDED
 if TYPE_CHECKING:
     from director.definitions import Definitions
     from director.engine import Relaunched
-    from director.models import Run
-    from director.store.base import Store
+    from director.models import FullRun, Plan
+    from director.store.base import Described, Store
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON for programs.")
+body_file = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 
 class Context:
     """Settings and store of one command, opened when they are first needed."""
 
-    def __init__(self) -> None:
-        self._settings: Settings | None = None
-        self._store: Store | None = None
-
-    @property
+    @cached_property
     def settings(self) -> Settings:
         """The settings; read once."""
-        if self._settings is None:
-            from director import log
+        from director import log
 
-            self._settings = Settings.from_env()
-            log.configure(self._settings.log_level)
-        return self._settings
+        settings = Settings.from_env()
+        log.configure(settings.log_level)
+        return settings
 
-    @property
+    @cached_property
     def store(self) -> Store:
         """The store that the settings name."""
-        if self._store is None:
-            from director.store import open_store
+        from director.store import open_store
 
-            self._store = open_store(self.settings)
-        return self._store
+        return open_store(self.settings)
+
+    def do(self, call: Callable[[Store], Described[Any]]) -> Any:
+        """Make one call to the store."""
+        return self.store.do(call(self.store))
 
     def definitions(self, tasks: Mapping[str, str] | None = None) -> Definitions:
         """Read the project's files; with registered tasks, unknown ones are problems."""
@@ -65,15 +64,20 @@ class Context:
 
         if len(text) == 36:
             return text
-        runs, _ = self.store.do(self.store.list(Filter(limit=1 if text == "latest" else 200)))
-        if text == "latest":
-            if not runs:
-                raise NotFound("There is no run yet.")
-            return runs[0].id
-        found = [run.id for run in runs if run.id.startswith(text)]
+        runs, _ = self.do(lambda store: store.list(Filter(limit=1 if text == "latest" else 200)))
+        if text == "latest" and not runs:
+            raise NotFound("There is no run yet.")
+        found = [run.id for run in runs if text == "latest" or run.id.startswith(text)]
         if len(found) != 1:
             raise NotFound(f'{len(found) or "No"} recent runs have an id that starts with "{text}".')
-        return found[0]
+        return str(found[0])
+
+    def get(self, run_id: str) -> tuple[FullRun, Plan]:
+        """Return all of a run, with its address, and its plan."""
+        import msgspec
+
+        run, plan = self.do(lambda store: store.get(run_id))
+        return msgspec.structs.replace(run, url=self.settings.run_url(run.id)), plan
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -101,7 +105,7 @@ def web(context: Context) -> int:
     """Run the web process alone."""
     from director import supervisor
 
-    return supervisor.web(context.settings)
+    return supervisor.up(context.settings, worker=False, scheduler=False)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
@@ -112,11 +116,7 @@ def worker(context: Context, options: tuple[str, ...]) -> int:
     from director import supervisor
     from director.worker import run_worker
 
-    if context.settings.embedded:
-        raise SettingsError(
-            "Without DIRECTOR_REDIS_URL the worker is part of `director up`. "
-            "Set DIRECTOR_REDIS_URL to run workers of their own."
-        )
+    _need_redis(context.settings, "worker")
     supervisor.die_with_parent()
     return run_worker(context.settings, list(options))
 
@@ -127,9 +127,16 @@ def scheduler(context: Context) -> int:
     """Run the scheduler alone."""
     from director import supervisor
 
-    if context.settings.embedded:
-        raise SettingsError("Without DIRECTOR_REDIS_URL the scheduler is part of `director up`.")
+    _need_redis(context.settings, "scheduler")
     return supervisor.scheduler(context.settings)
+
+
+def _need_redis(settings: Settings, what: str) -> None:
+    if settings.embedded:
+        raise SettingsError(
+            f"Without DIRECTOR_REDIS_URL the {what} is part of `director up`. "
+            f"Set DIRECTOR_REDIS_URL to run a {what} of its own."
+        )
 
 
 @cli.command()
@@ -143,45 +150,29 @@ def check(context: Context, json_: bool) -> int:
     # Modules print what they like at import.
     with contextlib.redirect_stdout(sys.stderr):
         found = discover(settings.home)
-    importable = not any("cannot be imported" in problem.text for problem in found.problems)
-    definitions = context.definitions(
-        {name: entry.file for name, entry in found.tasks.items()} if importable else None
-    )
+    definitions = context.definitions(found.files)
     project = definitions.project
     lines = [str(problem) for problem in (*found.problems, *project.problems)]
-    for name in definitions.closed_sources():
+    for name, place in definitions.closed_sources().items():
         variables = " or ".join(project.sources[name].secrets)
-        place = definitions.source_place(name)
         lines.append(f'{place}: source "{name}" is closed: set {variables} in the environment or .env')
     lines += [_placed(warning, settings.home) for warning in settings.warnings]
     if json_:
         _print_json({"problems": lines, "workflows": list(project.workflows), "tasks": list(found.tasks)})
     else:
-        for line in lines:
-            click.echo(line)
-    counts = (
-        _count(len(project.workflows), "workflow"),
-        _count(len(found.tasks), "task"),
-        _count(len(project.sources), "source"),
-    )
-    click.echo(f"{', '.join(counts)}: {_count(len(lines), 'problem')}", err=True)
+        _print_lines(lines)
+    counts = {"workflow": project.workflows, "task": found.tasks, "source": project.sources, "problem": lines}
+    texts = [f"{len(things) or 'no'} {word}{'s' * (len(things) != 1)}" for word, things in counts.items()]
+    click.echo(f"{', '.join(texts[:-1])}: {texts[-1]}", err=True)
     return 1 if lines else 0
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number or 'no'} {word}{'s' * (number != 1)}"
 
 
 def _placed(warning: str, home: Path) -> str:
     """Put the line of .env that sets a variable before what is said about it; else say where it comes from."""
     name = warning.partition(" ")[0]
-    try:
-        lines = (home / ".env").read_text().splitlines()
-    except OSError:
-        lines = []
+    lines = (home / ".env").read_text().splitlines() if (home / ".env").is_file() else []
     for number, line in enumerate(lines, 1):
-        words = line.partition("=")[0].split()
-        if words and words[-1] == name and name not in os.environ:
+        if line.partition("=")[0].split()[-1:] == [name] and name not in os.environ:
             return f".env:{number}:{line.index(name) + 1}: {warning}"
     return f"environment: {warning}"
 
@@ -199,22 +190,17 @@ def workflow() -> None:
 @click.pass_obj
 def workflow_list(context: Context, json_: bool) -> None:
     """List workflows with their last run."""
-    from director.definitions import describe
-    from director.web.shapes import time_text
+    import msgspec
 
     workflows = context.definitions().project.workflows
-    state = context.store.do(context.store.state(list(workflows)))
+    known = context.do(lambda store: store.state(list(workflows))).workflows
     if json_:
         _print_json(
-            [{**describe(entry), "status": state.workflows[name].status} for name, entry in workflows.items()]
+            [{**msgspec.to_builtins(workflows[name]), **msgspec.to_builtins(known[name])} for name in workflows]
         )
         return
-    rows = [
-        (name, line.status or "-", line.last_run or "-", time_text(line.last_success_at) or "-")
-        for name in workflows
-        for line in [state.workflows[name]]
-    ]
-    _print_table(("WORKFLOW", "STATUS", "LAST RUN", "LAST SUCCESS"), rows)
+    lines = [(name, known[name].status, known[name].last_run, known[name].last_success_at) for name in workflows]
+    _print_table(("WORKFLOW", "STATUS", "LAST RUN", "LAST SUCCESS"), lines)
 
 
 @workflow.command("show")
@@ -223,14 +209,13 @@ def workflow_list(context: Context, json_: bool) -> None:
 @click.pass_obj
 def workflow_show(context: Context, name: str, json_: bool) -> None:
     """Show a workflow's tasks and triggers."""
-    from director.definitions import describe
     from director.render import definition_lines
 
-    shape = describe(context.definitions().workflow(name))
+    found = context.definitions().workflow(name)
     if json_:
-        _print_json(shape)
+        _print_json(found)
     else:
-        click.echo("\n".join(definition_lines(shape)))
+        _print_lines(definition_lines(found))
 
 
 @workflow.command("run")
@@ -251,33 +236,28 @@ def workflow_run(context: Context, name: str, payload: str, comment: str, follow
     check_payload(context.definitions().workflow(name), given)
     with Host(context.settings, context.store) as host:
         definition = context.definitions(host.tasks).workflow(name)
-        started = context.store.run(
-            Engine(context.store).start(definition, given, trigger={"kind": "cli"}, comment=comment)
-        )
+        steps = Engine(context.store).start(definition, given, trigger={"kind": "cli"}, comment=comment)
+        run_id = context.store.run(steps).run_id
+        watches = follow or host.sees_through
         if not json_:
-            click.echo(started.run_id)
-            sys.stdout.flush()
-        if follow or host.sees_through:
-            return _watch(context, started.run_id, json_=json_, draw=follow, tend=host.tend)
-    if json_:
-        _print_json({"id": started.run_id, "workflow": name, "status": "queued"})
-    return 0
+            _print_lines([run_id])
+        elif not watches:
+            _print_json({"id": run_id, "workflow": name, "status": "queued"})
+        return _watch(context, run_id, json_=json_, draw=follow, tend=host.tend) if watches else 0
 
 
 def _payload(text: str) -> dict[str, Any]:
     import msgspec
 
     where = "PAYLOAD"
-    if text == "-":
-        text, where = sys.stdin.read(), "standard input"
-    elif text.startswith("@"):
-        path = Path(text[1:])
-        try:
-            text, where = path.read_text(), str(path)
-        except (OSError, UnicodeDecodeError) as exc:
-            raise click.UsageError(f"{path} cannot be read: {exc}") from None
     try:
+        if text == "-":
+            text, where = sys.stdin.read(), "standard input"
+        elif text.startswith("@"):
+            text, where = Path(text[1:]).read_text(), text[1:]
         value = msgspec.json.decode(text)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise click.UsageError(f"{text.removeprefix('@')} cannot be read: {exc}") from None
     except (ValueError, RecursionError) as exc:
         raise click.UsageError(f"{where} is not valid JSON: {exc}") from None
     if not isinstance(value, dict):
@@ -286,24 +266,27 @@ def _payload(text: str) -> dict[str, Any]:
 
 
 def _watch(
-    context: Context, run_id: str, *, json_: bool, draw: bool, tend: Callable[[], None] | None = None
+    context: Context, run_id: str, *, json_: bool, draw: bool, tend: Callable[[], None] = lambda: None
 ) -> int:
     """Wait for a run's end; return the exit status."""
     from director.render import follow
 
-    first = context.store.do(context.store.get(run_id))
-    if not context.settings.embedded and first.status not in ENDED:
-        state = context.store.do(context.store.state([]))
-        if not state.workers:
-            click.echo("No worker has been seen for 30 s; the run waits for one.", err=True)
-    workflow = context.definitions().project.workflows.get(first.workflow)
-    run = follow(context.store, run_id, workflow, draw=draw and not json_, tend=tend)
+    def look() -> tuple[FullRun, Plan]:
+        tend()
+        return context.get(run_id)
+
+    first, _ = look()
+    waits = not context.settings.embedded and first.status not in ENDED
+    if waits and not context.do(lambda store: store.state([])).workers:
+        click.echo("No worker has been seen for 30 s; the run waits for one.", err=True)
+    definition = context.definitions().project.workflows.get(first.workflow)
+    run = follow(look, definition, draw=draw and not json_)
     if json_:
-        _print_run(context, run)
+        _print_json(run)
     elif not draw:
         click.echo(f"{run.workflow} {run.status}", err=True)
         if run.error:
-            click.echo(f"{run.error_task}: {run.error.type}: {run.error.message}", err=True)
+            click.echo(f"{run.error.task}: {run.error.type}: {run.error.message}", err=True)
     return 0 if run.status == SUCCEEDED else 1
 
 
@@ -324,25 +307,17 @@ def runs() -> None:
 def runs_list(context: Context, name: str | None, status: str | None, limit: int, json_: bool) -> None:
     """List runs, newest first."""
     from director.store.base import Filter
-    from director.web.shapes import run_shape
 
-    found, following = context.store.do(context.store.list(Filter(workflow=name, status=status, limit=limit)))
-    shapes = [run_shape(run, context.settings) for run in found]
+    found, following = context.do(lambda store: store.list(Filter(workflow=name, status=status, limit=limit)))
     if json_:
-        _print_json({"runs": shapes, "next": following})
+        _print_json({"runs": found, "next": following})
         return
-    rows = [
-        (
-            shape.id,
-            shape.workflow,
-            shape.status,
-            shape.created_at or "-",
-            "-" if shape.duration_s is None else f"{shape.duration_s:.1f}s",
-            f"{shape.error.task}: {shape.error.type}" if shape.error else "",
-        )
-        for shape in shapes
-    ]
-    _print_table(("RUN", "WORKFLOW", "STATUS", "CREATED", "TOOK", "ERROR"), rows)
+    lines = []
+    for run in found:
+        took = None if run.duration_s is None else f"{run.duration_s:.1f}s"
+        error = f"{run.error.task}: {run.error.type}" if run.error else ""
+        lines.append((run.id, run.workflow, run.status, run.created_at, took, error))
+    _print_table(("RUN", "WORKFLOW", "STATUS", "CREATED", "TOOK", "ERROR"), lines)
 
 
 @runs.command("show")
@@ -353,12 +328,11 @@ def runs_show(context: Context, run: str, json_: bool) -> None:
     """Show a run with its task runs, results and errors."""
     from director.render import run_lines
 
-    found = context.store.do(context.store.get(context.run_id(run)))
+    found, plan = context.get(context.run_id(run))
     if json_:
-        _print_run(context, found)
+        _print_json(found)
     else:
-        workflow = context.definitions().project.workflows.get(found.workflow)
-        click.echo("\n".join(run_lines(found, workflow)))
+        _print_lines(run_lines(found, plan, context.definitions().project.workflows.get(found.workflow)))
 
 
 @runs.command("watch")
@@ -382,32 +356,25 @@ def relaunch(context: Context, run: str, origin: str, plan: bool, follow: bool, 
     from director.engine import Engine
     from director.host import Host
 
-    run_id, definitions = context.run_id(run), context.definitions()
-    steps = Engine(context.store).relaunch
+    run_id, find, engine = context.run_id(run), context.definitions().workflow, Engine(context.store)
 
     def relaunched(*, plan_only: bool) -> Relaunched:
-        return context.store.run(
-            steps(run_id, definitions.workflow, origin=origin, trigger={"kind": "cli"}, plan_only=plan_only)
-        )
+        steps = engine.relaunch(run_id, find, origin=origin, trigger={"kind": "cli"}, plan_only=plan_only)
+        return context.store.run(steps)
 
     # Planned first: what cannot be relaunched is said before anything is set up.
-    done = relaunched(plan_only=True)
-    with contextlib.nullcontext() if plan else Host(context.settings, context.store) as host:
+    done, watches = relaunched(plan_only=True), False
+    with contextlib.ExitStack() as stack:
         if not plan:
-            done = relaunched(plan_only=False)
-        watches = follow or (host is not None and host.sees_through)
-        if json_ and (plan or not watches):
+            host = stack.enter_context(Host(context.settings, context.store))
+            done, watches = relaunched(plan_only=False), follow or host.sees_through
+        if not json_:
+            _print_lines([done.id])
+            click.echo(f"runs   {', '.join(done.rerun) or '-'}\nkeeps  {', '.join(done.keep) or '-'}", err=True)
+            click.echo(done.note, err=True, nl=bool(done.note))
+        elif not watches:
             _print_json(done)
-        elif not json_:
-            click.echo(done.id)
-            click.echo(f"runs   {', '.join(done.rerun) or '-'}", err=True)
-            click.echo(f"keeps  {', '.join(done.keep) or '-'}", err=True)
-            if done.note:
-                click.echo(done.note, err=True)
-        sys.stdout.flush()
-        if watches and host is not None:
-            return _watch(context, done.id, json_=json_, draw=follow, tend=host.tend)
-    return 0
+        return _watch(context, done.id, json_=json_, draw=follow, tend=host.tend) if watches else 0
 
 
 @click.command()
@@ -423,7 +390,7 @@ def cancel(context: Context, run: str, json_: bool) -> None:
     if json_:
         _print_json({"id": run_id, "status": "canceled"})
     else:
-        click.echo(run_id)
+        _print_lines([run_id])
 
 
 for group in (runs, workflow):
@@ -445,26 +412,28 @@ def sources() -> None:
 def sources_list(context: Context, json_: bool) -> None:
     """List sources, and whether each is open."""
     definitions = context.definitions()
-    closed = definitions.closed_sources()
-    rows = [
+    closed, base = definitions.closed_sources(), context.settings.local_url
+    lines = [
         (
             name,
-            source.scheme if isinstance(source.scheme, str) else source.scheme.get("scheme", "hmac"),
+            source.preset,
             "closed" if name in closed else "open",
-            f"{_base_url(context.settings)}/hooks/{name}",
+            f"{base}/hooks/{name}",
             ", ".join(source.secrets),
         )
         for name, source in definitions.project.sources.items()
     ]
     if json_:
-        _print_json([dict(zip(("name", "scheme", "state", "url", "secrets"), row, strict=True)) for row in rows])
+        _print_json(
+            [dict(zip(("name", "scheme", "state", "url", "secrets"), line, strict=True)) for line in lines]
+        )
     else:
-        _print_table(("SOURCE", "SCHEME", "STATE", "URL", "SECRETS"), rows)
+        _print_table(("SOURCE", "SCHEME", "STATE", "URL", "SECRETS"), lines)
 
 
 @sources.command("sign")
 @click.argument("name", metavar="SOURCE")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@body_file
 @click.option("--event", default="push", show_default=True, help="Where the scheme has an event header.")
 @click.option("--send", is_flag=True, help="Send it instead of printing a curl line.")
 @click.pass_obj
@@ -472,26 +441,26 @@ def sources_sign(context: Context, name: str, file: Path, event: str, send: bool
     """Sign a body: print a curl line that is ready to paste, or send it."""
     from director import deliver
 
-    request = deliver.signed(
-        context.settings, context.definitions(), name, file, event, _base_url(context.settings)
-    )
+    request = deliver.signed(context.settings, context.definitions(), name, file, event)
     if not send:
-        click.echo(deliver.curl_line(request, file))
+        _print_lines([deliver.curl_line(request, file)])
         return 0
     status, body = deliver.send(request)
-    click.echo(body)
+    _print_lines([body])
     click.echo(f"HTTP {status}", err=True)
     return 0 if status < 300 else 1
 
 
 @sources.command("test")
 @click.argument("name", metavar="SOURCE")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@body_file
 @click.option("--event", default=None, help="The event; default: what the body says, else push.")
 @as_json
 @click.pass_obj
 def sources_test(context: Context, name: str, file: Path, event: str | None, json_: bool) -> None:
     """Say what a body would start, and why the rest would not; nothing is started."""
+    import msgspec
+
     from director import deliver
 
     answer = deliver.dry_run(context.definitions(), name, file, event)
@@ -499,26 +468,20 @@ def sources_test(context: Context, name: str, file: Path, event: str | None, jso
         _print_json(answer)
         return
     for start in answer["starts"]:
-        click.echo(f"{start['workflow']} starts with {_json_text(start['payload'])}")
+        click.echo(f"{start['workflow']} starts with {msgspec.json.encode(start['payload']).decode()}")
     for other in answer["others"]:
         click.echo(f"{other['workflow']} does not start: {other['reason']}")
     if not answer["starts"] and not answer["others"]:
         click.echo(f'no workflow has a trigger for source "{name}"')
 
 
-def _base_url(settings: Settings) -> str:
-    """Return how this machine reaches the service."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-
-
 # Printing ----------------------------------------------------------------------------------------
 
 
-def _json_text(value: Any) -> str:
-    import msgspec
-
-    return msgspec.json.encode(value).decode()
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+    sys.stdout.flush()
 
 
 def _print_json(value: Any) -> None:
@@ -527,16 +490,12 @@ def _print_json(value: Any) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
-def _print_run(context: Context, run: Run) -> None:
-    from director.web.shapes import full_run
-
-    _print_json(full_run(run, context.settings))
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def _print_table(head: Sequence[str], lines: Sequence[Sequence[str | None]]) -> None:
+    cells = [head, *(["-" if cell is None else cell for cell in line] for line in lines)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    _print_lines(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -550,11 +509,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python would wait for the pool's threads; a task that still runs there has been handed back.
         from director import log
 
-        log.flush()
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
+        log.exit_at_once(status)
     return status
 
 
@@ -570,14 +525,9 @@ def _guarded(args: list[str]) -> int:
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except SettingsError as exc:
-        click.echo(str(exc), err=True)
-        return 2
     except DirectorError as exc:
-        click.echo(str(exc), err=True)
-        for line in (*getattr(exc, "problems", ()), *getattr(exc, "paths", ())):
-            click.echo(f"  {line}", err=True)
-        return 1
+        click.echo("\n  ".join((str(exc), *getattr(exc, "problems", ()), *getattr(exc, "paths", ()))), err=True)
+        return 2 if isinstance(exc, SettingsError) else 1
     except BrokenPipeError:
         # The reader has gone (`| head`); Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,11 +1,11 @@
 """Workflow files: YAML → workflows and sources, and every problem as `file:line:column: text`.
 
-    files ─ yamltree.parse ─ trees ─ grammar.Reading ─ Project            load: once
+    files ─ yamltree.parse ─ values ─ grammar.Reading ─ Project            load: once
                                                           └ Definitions   again when a file has changed
 
-`load` never raises for what a file holds. A problem takes out of service only what it is in: a
-workflow, a source, or all of a file that does not parse. What breaks in a change keeps its last
-good version: of a file its tree, of a workflow or a source itself.
+`load` never raises for what a file holds. A problem takes out of service only what it is in: a workflow,
+a source, or all of a file that does not parse. What breaks in a change keeps its last good version: of a
+file what it held, of a workflow or a source itself.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from director import schemas, yamltree
 from director.errors import DefinitionError, InvalidPayload, NotFound
-from director.grammar import TASK_OPTIONS, File, Reading, is_null, near_name
-from director.models import Call, Element, Group, Problem, Project, Workflow
+from director.grammar import File, Reading, is_null, near_name
+from director.models import Problem, Project, Workflow
 from director.yamltree import Map, quote
 
 MAX_FILE_BYTES = 1 << 20
-
 Stamp = tuple[tuple[str, int, int], ...]
 
 
@@ -33,13 +32,12 @@ def load(home: Path, *, tasks: Mapping[str, str] | None = None) -> Project:
 
     Args:
         home: the project's folder.
-        tasks: registered task → module file; None when `tasks/` was not imported, so that task
-            names are not checked.
+        tasks: registered task → module file; None when `tasks/` was not imported: names are not checked.
 
     Returns:
         All that has no problem, and all problems of all files, sorted.
     """
-    return Reading(home, tasks, _read(home, {})).project()
+    return Definitions(home, {}, tasks).project
 
 
 class Definitions:
@@ -54,9 +52,7 @@ class Definitions:
     def __init__(
         self, home: Path, environ: Mapping[str, str] = {}, tasks: Mapping[str, str] | None = None
     ) -> None:
-        self.home = home
-        self.environ = environ
-        self.tasks = tasks
+        self.home, self.environ, self.tasks = home, environ, tasks
         self._lock = threading.Lock()
         self._seen: tuple[Stamp, Mapping[str, str] | None] | None = None
         self._trees: dict[str, Map] = {}
@@ -66,16 +62,13 @@ class Definitions:
         self.refresh()
 
     def refresh(self) -> bool:
-        """Read the files again if one has changed; return whether one had.
-
-        Costs one `stat` a file otherwise.
-        """
+        """Read the files again if one has changed; return whether one had. Costs one `stat` a file otherwise."""
         with self._lock:
             # Taken before reading: a change meanwhile shows as a difference the next time.
             seen = _stamp(self.home), self.tasks
             if seen == self._seen:
                 return False
-            files = _read(self.home, self._trees)
+            files = [_read(self.home, path, size, self._trees) for path, _, size in _files(self.home)]
             reading = Reading(self.home, self.tasks, files)
             if self._reading is not None:
                 reading.keep_last_good(self._reading)
@@ -92,29 +85,23 @@ class Definitions:
             DefinitionError: it has problems and never had a good version here.
         """
         project = self.project
-        found = project.workflows.get(name)
-        if found is not None:
-            return found
-        problems = [str(problem) for problem in project.broken.get(name, ())]
-        if problems:
-            raise DefinitionError(f"Workflow {name} has problems and cannot be started.", problems)
+        if name in project.workflows:
+            return project.workflows[name]
+        if problems := project.broken.get(name):
+            raise DefinitionError(
+                f"Workflow {name} has problems and cannot be started.", [str(p) for p in problems]
+            )
         near = near_name(name, project.workflows)
         raise NotFound(f"No workflow is named {quote(name)}." + (f" Did you mean {quote(near)}?" if near else ""))
 
-    def source_place(self, name: str) -> str:
-        """Return where a source stands, as `file:line:column`."""
-        scope = self._reading.source_scopes.get(name) if self._reading else None
-        if scope is None or scope.key is None:
-            return "workflows"
-        return f"{scope.file}:{scope.key.line}:{scope.key.column}"
-
-    def closed_sources(self) -> tuple[str, ...]:
-        """Return the sources of which no secret is set: they refuse everything."""
-        return tuple(
-            name
-            for name, source in self.project.sources.items()
-            if not any(self.environ.get(variable) for variable in source.secrets)
-        )
+    def closed_sources(self) -> dict[str, str]:
+        """Return the sources that refuse everything, because no secret of theirs is set, and where each stands."""
+        closed = {}
+        for name, source in self.project.sources.items():
+            if not any(self.environ.get(variable, "").strip() for variable in source.secrets):
+                scope = self._reading.source_scopes[name] if self._reading else None
+                closed[name] = f"{scope.file}:{scope.key.line}:{scope.key.column}" if scope and scope.key else ""
+        return closed
 
 
 def check_payload(workflow: Workflow, payload: dict[str, Any]) -> dict[str, Any]:
@@ -124,55 +111,20 @@ def check_payload(workflow: Workflow, payload: dict[str, Any]) -> dict[str, Any]
         InvalidPayload: the schema refuses it; at most 20 paths.
     """
     merged = {**workflow.payload, **payload}
-    if workflow.schema is not None:
-        paths = schemas.refusals(workflow.schema, merged)
-        if paths:
-            more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
-            raise InvalidPayload(f"The schema of {workflow.name} refuses the payload: {paths[0]}{more}", paths)
+    paths = [] if workflow.schema is None else schemas.refusals(workflow.schema, merged)
+    if paths:
+        more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+        raise InvalidPayload(f"The schema of {workflow.name} refuses the payload: {paths[0]}{more}", paths)
     return merged
 
 
-def describe(workflow: Workflow) -> dict[str, Any]:
-    """Return a definition as JSON-able values, for the HTTP API and the command line."""
-    queue: Any = workflow.queue
-    if workflow.queues:
-        queue = {"default": workflow.queue, "customs": dict(workflow.queues)}
-    return {
-        "name": workflow.name,
-        "description": workflow.description,
-        "enabled": workflow.enabled,
-        "tasks": [_describe_element(member) for member in workflow.tasks.members],
-        "queue": queue,
-        "hooks": {"success": workflow.success_hook, "failure": workflow.failure_hook},
-        "schema": workflow.schema,
-        "payload": dict(workflow.payload),
-        "triggers": [
-            {
-                "source": trigger.source,
-                "events": list(trigger.events),
-                "when": trigger.when,
-                "payload": dict(trigger.payload) if isinstance(trigger.payload, Mapping) else trigger.payload,
-            }
-            for trigger in workflow.triggers
-        ],
-        "file": workflow.file,
-    }
+def _stamp(home: Path) -> Stamp:
+    """Return what changes when a file does; schemas count, because workflows hold them."""
+    return (*_files(home), *_stat(home, _walk(home, "schemas", (".json",))))
 
 
-def _describe_element(element: Element) -> dict[str, Any]:
-    if isinstance(element, Call):
-        options = {key: getattr(element, key) for key in TASK_OPTIONS}
-        return {"task": element.name} | {key: value for key, value in options.items() if value is not None}
-    kind = "group" if isinstance(element, Group) else "chain"
-    return {kind: element.name, "tasks": [_describe_element(member) for member in element.members]}
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def _workflow_files(home: Path) -> list[tuple[str, os.stat_result]]:
-    named = [name for name in ("workflows.yaml", "workflows.yml") if (home / name).exists()]
-    return _stat(home, [*named, *_walk(home, "workflows", (".yml", ".yaml"))])
+def _files(home: Path) -> Stamp:
+    return _stat(home, ["workflows.yaml", "workflows.yml", *_walk(home, "workflows", (".yml", ".yaml"))])
 
 
 def _walk(home: Path, folder: str, endings: tuple[str, ...]) -> Iterator[str]:
@@ -183,8 +135,8 @@ def _walk(home: Path, folder: str, endings: tuple[str, ...]) -> Iterator[str]:
         yield from (f"{inside}/{name}" for name in names if name.endswith(endings) and name[0] != ".")
 
 
-def _stat(home: Path, paths: Iterable[str]) -> list[tuple[str, os.stat_result]]:
-    """Return the regular files, sorted; a pipe would never end, and what is gone is gone."""
+def _stat(home: Path, paths: list[str] | Iterator[str]) -> Stamp:
+    """Return path, time and size of regular files; a pipe would never end, and what is gone is gone."""
     found = []
     for path in sorted(paths):
         try:
@@ -192,38 +144,24 @@ def _stat(home: Path, paths: Iterable[str]) -> list[tuple[str, os.stat_result]]:
         except OSError:
             continue
         if stat.S_ISREG(status.st_mode):
-            found.append((path, status))
-    return found
+            found.append((path, status.st_mtime_ns, status.st_size))
+    return tuple(found)
 
 
-def _stamp(home: Path) -> Stamp:
-    """Return what changes when a file does; schemas count, because workflows hold them."""
-    files = _workflow_files(home) + _stat(home, _walk(home, "schemas", (".json",)))
-    return tuple((path, status.st_mtime_ns, status.st_size) for path, status in files)
-
-
-def _read(home: Path, trees: Mapping[str, Map]) -> list[File]:
-    """Parse every file; one that does not parse any more stands as in `trees`."""
-    files = []
-    for path, status in _workflow_files(home):
-        shown = path.encode("utf-8", "replace").decode()
-        try:
-            files.append(File(shown, _tree(home / path, status.st_size)))
-        except OSError as exc:
-            problem = Problem(file=shown, line=1, column=1, text=f"cannot be read: {exc.strerror}")
-            files.append(File(shown, trees.get(shown), problem))
-        except yamltree.Malformed as exc:
-            problem = Problem(file=shown, line=exc.line, column=exc.column, text=exc.text)
-            files.append(File(shown, trees.get(shown), problem))
-    return files
-
-
-def _tree(path: Path, size: int) -> Map | None:
-    if size > MAX_FILE_BYTES:
-        raise yamltree.Malformed(f"the file has {size} bytes; the limit is {MAX_FILE_BYTES}")
-    root = yamltree.parse(path.read_bytes())
-    if root is None or is_null(root):
-        return None
-    if not isinstance(root, Map):
-        raise yamltree.Malformed("expected workflows, each a name and a mapping", root.line, root.column)
-    return root
+def _read(home: Path, path: str, size: int, trees: Mapping[str, Map]) -> File:
+    """Parse a file; one that does not parse any more stands as in `trees`."""
+    shown = path.encode("utf-8", "replace").decode()
+    try:
+        if size > MAX_FILE_BYTES:
+            raise yamltree.Malformed(f"the file has {size} bytes; the limit is {MAX_FILE_BYTES}")
+        root = yamltree.parse((home / path).read_bytes())
+        if root is None or is_null(root):
+            return File(shown, None)
+        if not isinstance(root, Map):
+            raise yamltree.Malformed("expected workflows, each a name and a mapping", root.line, root.column)
+        return File(shown, root)
+    except OSError as exc:
+        problem = Problem(file=shown, line=1, column=1, text=f"cannot be read: {exc.strerror}")
+    except yamltree.Malformed as exc:
+        problem = Problem(file=shown, line=exc.line, column=exc.column, text=exc.text)
+    return File(shown, trees.get(shown), problem)

@@ -17,6 +17,9 @@ from director.settings import Settings
 from director.signing import SignedRequest, scheme, sign, verify
 from director.triggers import Router
 
+PROBE = "cHJvYmU="
+"""A secret that every scheme can read."""
+
 
 def _source(definitions: Definitions, name: str) -> Source:
     source = definitions.project.sources.get(name)
@@ -26,9 +29,7 @@ def _source(definitions: Definitions, name: str) -> Source:
     return source
 
 
-def signed(
-    settings: Settings, definitions: Definitions, name: str, file: Path, event: str, base_url: str
-) -> SignedRequest:
+def signed(settings: Settings, definitions: Definitions, name: str, file: Path, event: str) -> SignedRequest:
     """Return a request that the source's endpoint accepts, with a fresh delivery id.
 
     Raises:
@@ -37,15 +38,13 @@ def signed(
     """
     source = _source(definitions, name)
     made = scheme(source.scheme)
-    secret = next((value for key in source.secrets if (value := settings.environ.get(key))), None)
+    secret = next((value for key in source.secrets if (value := settings.environ.get(key, "").strip())), None)
     if secret is None:
         raise DirectorError(f'Source "{name}" has no secret: set {" or ".join(source.secrets)}.')
     headers = [("Content-Type", "application/json")]
-    if made.event_header:
-        headers.append((made.event_header, event))
-    if made.id_header:
-        headers.append((made.id_header, str(uuid.uuid4())))
-    request = SignedRequest(method="POST", url=f"{base_url}/hooks/{name}", headers=headers, body=file.read_bytes())
+    headers += [(made.event_header, event)] if made.event_header else []
+    headers += [(made.id_header, str(uuid.uuid4()))] if made.id_header else []
+    request = SignedRequest("POST", f"{settings.local_url}/hooks/{name}", headers, file.read_bytes())
     return msgspec.structs.replace(request, headers=[*headers, *sign(made, secret, request, now=time.time())])
 
 
@@ -82,17 +81,16 @@ def dry_run(definitions: Definitions, name: str, file: Path, event: str | None) 
     except (ValueError, RecursionError) as exc:
         raise DirectorError(f"{file} is not valid JSON: {exc}.") from None
     if event is None:
-        request = SignedRequest(method="POST", url="/", headers=[], body=file.read_bytes())
-        probe = SignedRequest("POST", "/", sign(made, "cHJvYmU=", request, now=0), request.body)
-        event = verify(made, ["cHJvYmU="], probe, now=0).event or "push"
+        request = SignedRequest("POST", "/", [], file.read_bytes())
+        probe = msgspec.structs.replace(request, headers=sign(made, PROBE, request, now=0))
+        event = verify(made, [PROBE], probe, now=0).event or "push"
     routing = Router(definitions.project.workflows.values()).route(name, event, body)
     starts: list[dict[str, Any]] = []
     others = [{"workflow": workflow, "reason": reason} for workflow, reason in routing.reasons]
     for match in routing.matches:
         try:
             payload = check_payload(match.workflow, match.payload)
+            starts.append({"workflow": match.workflow.name, "payload": payload})
         except InvalidPayload as exc:
             others.append({"workflow": match.workflow.name, "reason": str(exc)})
-        else:
-            starts.append({"workflow": match.workflow.name, "payload": payload})
     return {"event": event, "starts": starts, "others": others}

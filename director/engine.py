@@ -19,7 +19,7 @@ import uuid_utils
 
 from director import definitions, log, plan, states
 from director.errors import Conflict, DefinitionError, NotFound, TooLarge
-from director.models import Plan, Run, Struct, TaskOptions, Workflow
+from director.models import FullRun, Plan, Struct, TaskOptions, Workflow
 from director.settings import MAX_PAYLOAD_BYTES
 from director.store.base import Dedupe, NewRun, Relaunch, Started, Steps, Store, Swept
 
@@ -137,19 +137,19 @@ class Engine:
             NotFound: no such run, or no such task in it.
             Conflict: the run has not ended; or the task's parents have not succeeded.
         """
-        run: Run = yield self.store.get(run_id)
+        found: tuple[FullRun, Plan] = yield self.store.get(run_id)
+        run, pinned = found
         if run.status not in states.ENDED:
             raise Conflict(
                 f"Run {run_id} is {run.status}; only a run that has ended can be relaunched. "
                 "Wait for it or cancel it first. Nothing was changed."
             )
-        pinned: Plan = yield self.store.plan(run.plan)
         if run.status == states.SUCCEEDED or origin == "start" or payload is not None:
             return (yield from self._relaunch_anew(run, pinned, find, origin, payload, trigger, plan_only))
         return (yield from self._relaunch_in_place(run, pinned, find, origin, plan_only))
 
     def _relaunch_in_place(
-        self, run: Run, pinned: Plan, find: FindWorkflow, origin: str, plan_only: bool
+        self, run: FullRun, pinned: Plan, find: FindWorkflow, origin: str, plan_only: bool
     ) -> Steps[Relaunched]:
         status = _statuses(run, pinned)
         roots = {n for n, word in status.items() if word in (states.CANCELED, states.PENDING, states.SKIPPED)}
@@ -179,7 +179,7 @@ class Engine:
 
     def _relaunch_anew(
         self,
-        run: Run,
+        run: FullRun,
         pinned: Plan,
         find: FindWorkflow,
         origin: str,
@@ -202,7 +202,7 @@ class Engine:
             unfinished = {n for n, word in status.items() if word != states.SUCCEEDED}
             rerun = plan.downstream(current, unfinished | {_task_to_rerun(run, pinned, status, origin)})
         waits = {n: sum(p in rerun for p in current.nodes[n].parents) for n in rerun}
-        body = bytes(run.payload)
+        body = msgspec.json.encode(run.payload)
         if payload is not None:
             body = _payload_bytes(definitions.check_payload(workflow, dict(payload)))
         new = NewRun(
@@ -245,22 +245,22 @@ def _roots(of: Plan) -> tuple[int, ...]:
     return tuple(n for n, node in enumerate(of.nodes) if not node.parents)
 
 
-def _statuses(run: Run, of: Plan) -> dict[int, str]:
+def _statuses(run: FullRun, of: Plan) -> dict[int, str]:
     """Return the status of every node; a join has succeeded when all its parents have."""
-    status = {task.number: task.status for task in run.tasks or () if not task.hook}
+    status = {task.number: task.status for task in run.tasks if not task.hook}
     for number in range(of.total, len(of.nodes)):
         done = all(status[parent] == states.SUCCEEDED for parent in of.nodes[number].parents)
         status[number] = states.SUCCEEDED if done else states.PENDING
     return status
 
 
-def _same_hook(run: Run, newest: Plan, pinned: Plan) -> bool:
+def _same_hook(run: FullRun, newest: Plan, pinned: Plan) -> bool:
     """Return whether a plan still has the hook that former launches of the run have queued.
 
     It may be underway, and its task, queue and priority are looked up in the run's plan. Success hooks do
     not matter here: a run that has succeeded is never relaunched in place.
     """
-    if not any(task.hook for task in run.tasks or ()):
+    if not any(task.hook for task in run.tasks):
         return True
     old, new = pinned.failure_hook, newest.failure_hook
     if old is None or new is None:
@@ -268,7 +268,7 @@ def _same_hook(run: Run, newest: Plan, pinned: Plan) -> bool:
     return (old.task, old.queue, old.priority) == (new.task, new.queue, new.priority)
 
 
-def _task_to_rerun(run: Run, of: Plan, status: Mapping[int, str], key: str) -> int:
+def _task_to_rerun(run: FullRun, of: Plan, status: Mapping[int, str], key: str) -> int:
     """Return the number of the task run that a relaunch starts from."""
     number = next((n for n, node in enumerate(of.nodes[: of.total]) if node.key == key), None)
     if number is None:

@@ -22,7 +22,7 @@ import msgspec
 from director import log, registry
 from director.engine import new_token
 from director.errors import DirectorError, StoreUnavailable
-from director.models import Plan, Run, TaskError
+from director.models import Plan, TaskError
 from director.settings import MAX_ARGUMENT_BYTES, Settings
 from director.states import ENDED, FAILED
 from director.store.base import Begun, Finished, Next, Outcome, Ref, Store
@@ -91,18 +91,16 @@ class Executor:
                 outcome = self._call(begun, call)
             except UnknownTask:
                 # Another worker of the same queue may know it; this one has taken it only to go on.
-                self.store.do(self.store.hand_back(begun.ref, begun.token, counted=False))
-                self.unknown(begun.ref, begun.task, queue)
-                return
+                return self.unknown(begun.ref, begun.token, begun.task, queue)
             wish = None
             if ahead and time.monotonic() < deadline:
                 wish = Next(token=new_token(), queue=queue, take=True)
             begun = self._finish(begun, outcome, holder, wish).begun
 
-    def unknown(self, ref: Ref, task: str, queue: str) -> None:
-        """Tell the store that this worker does not know a queued task run's task."""
+    def unknown(self, ref: Ref, token: str, task: str, queue: str) -> None:
+        """Tell the store that this worker does not know a task run's task."""
         error = TaskError(type="UnknownTask", message=f'no worker of queue "{queue}" knows "{task}"')
-        status = self.store.do(self.store.unknown(ref, error))
+        status = self.store.do(self.store.unknown(ref, token, error))
         logger.error("task.unknown", task_run=str(ref), task=task, queue=queue, status=status)
 
     def holder(self) -> str:
@@ -173,10 +171,10 @@ class Executor:
         return (previous,), kwargs
 
     def _failed_run(self, run_id: str) -> dict[str, Any]:
-        run: Run = self.store.do(self.store.get(run_id))
+        run, _ = self.store.do(self.store.get(run_id))
         failed = [
             {"key": task.key, "task": task.task, "error": msgspec.to_builtins(task.error)}
-            for task in run.tasks or ()
+            for task in run.tasks
             if task.status == FAILED and not task.hook
         ]
         url = self.settings.run_url(run_id)

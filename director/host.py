@@ -92,9 +92,7 @@ class Host:
         # As Ctrl-C: what runs is handed back.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.redirect_stdout(sys.stderr):
-            found = registry.discover(self._settings.home)
-        if not found.problems:
-            self.tasks = {name: entry.file for name, entry in found.tasks.items()}
+            self.tasks = registry.discover(self._settings.home).files
         self._loop = Loop(self._settings, self._store)
         self._worker = EmbeddedWorker(self._settings, self._store)
         self._loop.start()

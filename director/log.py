@@ -1,9 +1,8 @@
-"""Logs: one event a line, JSON to a pipe, readable lines on a terminal."""
+"""Logs: one event a line on standard error; JSON to a pipe, readable lines on a terminal."""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
 import sys
@@ -15,14 +14,15 @@ from typing import Any
 import msgspec
 
 _wanted: tuple[str, bool] | None = None
-_gathered: _Gathered | None = None
+_lock = threading.RLock()
+_lines: deque[str] = deque()
+"""What is gathered and not yet written."""
 
 
 def configure(level: str = "INFO", *, gathered: bool = False) -> None:
-    """Say how this process logs; lines go to stderr.
+    """Say how this process logs; Celery's and uvicorn's own records go the same way.
 
-    Celery's and uvicorn's own records pass through the standard library to the same place. Costs nothing yet:
-    the first line imports structlog.
+    Costs nothing yet: the first line imports structlog, 0.1 s that a start need not wait for.
 
     Args:
         level: the least that is written.
@@ -34,6 +34,30 @@ def configure(level: str = "INFO", *, gathered: bool = False) -> None:
     logging.basicConfig(handlers=[_Late()], level=logging.WARNING, force=True)
 
 
+def get(name: str) -> Any:
+    """Return a logger whose events are constants, `noun.past_participle`, with facts in keys."""
+    return _Logger(name)
+
+
+def exit_at_once(status: int) -> None:
+    """End the process without waiting for its threads, but with all that is printed and logged."""
+    flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            pass
+    os._exit(status)
+
+
+def _be_ready() -> None:
+    global _wanted  # noqa: PLW0603 - one log a process
+    with _lock:
+        if _wanted is not None:
+            _set_up(*_wanted)
+            _wanted = None
+
+
 def _set_up(level: str, gathered: bool) -> None:
     import structlog
 
@@ -43,16 +67,13 @@ def _set_up(level: str, gathered: bool) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    global _gathered  # noqa: PLW0603 - one log a process
-    stream: Any = sys.stderr
-    if gathered:
-        stream = _gathered = _Gathered(sys.stderr)
     renderer: Any = structlog.processors.JSONRenderer(_json)
     if sys.stderr.isatty():
         renderer = structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"))
+    stream: Any = _Gathered() if gathered else sys.stderr
     structlog.configure(
         processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper(), logging.INFO)),
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level)),
         logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
@@ -66,17 +87,11 @@ def _json(line: Any, **_: Any) -> str:
 
 
 def flush() -> None:
-    """Write what is gathered, before the process ends by `os._exit`."""
-    if _gathered is not None:
-        _gathered.drain()
-
-
-def _be_ready() -> None:
-    global _wanted  # noqa: PLW0603 - one log a process
-    if _wanted is not None:
-        level, gathered = _wanted
-        _wanted = None
-        _set_up(level, gathered)
+    """Write what is gathered."""
+    lines = [_lines.popleft() for _ in range(len(_lines))]
+    if lines:
+        sys.stderr.write("".join(lines))
+        sys.stderr.flush()
 
 
 class _Late(logging.Handler):
@@ -92,44 +107,25 @@ class _Late(logging.Handler):
 class _Gathered:
     """A stream that a thread writes, many lines at once; the rest at the process's end."""
 
-    def __init__(self, stream: Any, pause_s: float = 0.05) -> None:
-        self._stream = stream
-        self._pause_s = pause_s
-        self._lines: deque[str] = deque()
+    def __init__(self) -> None:
         self._some = threading.Event()
-        self._pid = 0
-        atexit.register(self.drain)
-        os.register_at_fork(after_in_child=self._lines.clear)
-
-    def write(self, text: str) -> None:
-        self._lines.append(text)
+        self.write = _lines.append
+        atexit.register(flush)
+        threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def flush(self) -> None:
-        if self._pid != os.getpid():  # the first line, or a forked child's
-            self._pid = os.getpid()
-            threading.Thread(target=self._run, name="log", daemon=True).start()
         if not self._some.is_set():
             self._some.set()
 
     def _run(self) -> None:
-        while True:
-            self._some.wait()
-            time.sleep(self._pause_s)
+        while self._some.wait():
+            time.sleep(0.05)
             self._some.clear()
-            self.drain()
-
-    def drain(self) -> None:
-        lines = []
-        with contextlib.suppress(IndexError):
-            while True:
-                lines.append(self._lines.popleft())
-        if lines:
-            self._stream.write("".join(lines))
-            self._stream.flush()
+            flush()
 
 
 class _Logger:
-    """Imports structlog at the first line that is written: 0.1 s that a start need not wait for."""
+    """A logger that is bound at its first line."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -141,8 +137,3 @@ class _Logger:
         method = getattr(structlog.get_logger(component=self._name), level)
         setattr(self, level, method)
         return method
-
-
-def get(name: str) -> Any:
-    """Return a logger whose events are constants, `noun.past_participle`, with facts in keys."""
-    return _Logger(name)

@@ -1,8 +1,12 @@
-"""The shapes that modules hand to each other; each field says what it means where it stands."""
+"""The shapes that modules hand to each other; each field says what it means where it stands.
+
+A `Workflow`, a `Run` and a `TaskRun` are also what the API answers with, as they are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -21,9 +25,8 @@ class Problem(Struct, frozen=True, order=True):
     file: str
     """Relative to `DIRECTOR_HOME`, with `/`."""
     line: int
-    """From 1."""
     column: int
-    """From 1."""
+    """Both from 1."""
     text: str
     """Names the workflow or source first where there is one: `example.ETL: no task is named "LAOD"`."""
 
@@ -31,7 +34,7 @@ class Problem(Struct, frozen=True, order=True):
         return f"{self.file}:{self.line}:{self.column}: {self.text}"
 
 
-class Call(Struct, frozen=True, tag="task"):
+class Call(Struct, frozen=True, omit_defaults=True, rename={"name": "task"}):
     """A task's place in a workflow, with the options given there."""
 
     name: str
@@ -41,25 +44,30 @@ class Call(Struct, frozen=True, tag="task"):
     """Seconds before the first retry; doubles, at most 600."""
     timeout: float | None = None
     """Seconds an attempt may take; None means no limit."""
-    line: int = 0
-    column: int = 0
 
 
-class Group(Struct, frozen=True, tag="group"):
+class Group(Struct, frozen=True, rename={"name": "group", "members": "tasks"}):
     """Members that run in parallel."""
 
     name: str
     members: tuple[Call | Group | Chain, ...]
 
 
-class Chain(Struct, frozen=True, tag="chain"):
-    """Members that run one after the other; a workflow is one."""
+class Chain(Struct, frozen=True, rename={"name": "chain", "members": "tasks"}):
+    """Members that run one after the other."""
 
     name: str
     members: tuple[Call | Group | Chain, ...]
 
 
 Element = Call | Group | Chain
+
+
+class Hooks(Struct, frozen=True):
+    """Tasks that run after a run has ended."""
+
+    success: str | None = None
+    failure: str | None = None
 
 
 class Trigger(Struct, frozen=True):
@@ -83,12 +91,17 @@ class Source(Struct, frozen=True):
     secrets: tuple[str, ...]
     """Names of environment variables, in order of preference; never the secrets themselves."""
 
+    @property
+    def preset(self) -> str:
+        """The name of the scheme that it uses, as it is or changed."""
+        return self.scheme if isinstance(self.scheme, str) else str(self.scheme.get("scheme", "hmac"))
+
 
 class Workflow(Struct, frozen=True):
-    """A definition from YAML."""
+    """A definition from YAML: a chain of elements."""
 
     name: str
-    tasks: Chain
+    tasks: tuple[Element, ...]
     description: str = ""
     queue: str | None = None
     """Default queue of its tasks; None: the task's own, else `celery`."""
@@ -98,8 +111,7 @@ class Workflow(Struct, frozen=True):
     """JSON Schema of the payload, checked before a run starts."""
     payload: Mapping[str, Any] = {}
     """Defaults, merged under the caller's payload (top-level keys)."""
-    success_hook: str | None = None
-    failure_hook: str | None = None
+    hooks: Hooks = Hooks()
     enabled: bool = True
     triggers: tuple[Trigger, ...] = ()
     file: str = ""
@@ -167,13 +179,19 @@ class Plan(Struct, frozen=True):
 
     def hook(self, kind: str) -> Node | None:
         """Return the hook for `s` (success) or `f` (failure)."""
-        return self.success_hook if kind == "s" else self.failure_hook
+        return {"s": self.success_hook, "f": self.failure_hook}.get(kind)
+
+    @property
+    def messaged(self) -> tuple[Node, ...]:
+        """Every node that a message is sent for: task runs and hooks."""
+        hooks = (hook for hook in (self.success_hook, self.failure_hook) if hook)
+        return (*self.nodes[: self.total], *hooks)
 
 
-# --- runs: what the store remembers ---------------------------------------------------------------
+# --- runs: what the store remembers, as the API shows it -------------------------------------------
 
 
-class TaskError(Struct, frozen=True, omit_defaults=True):
+class TaskError(Struct, frozen=True):
     """Why a task run failed."""
 
     type: str
@@ -181,31 +199,47 @@ class TaskError(Struct, frozen=True, omit_defaults=True):
     traceback: str = ""
 
 
+class RunError(Struct, frozen=True):
+    """The first failure of a run."""
+
+    task: str
+    type: str
+    message: str
+
+
+class Progress(Struct, frozen=True):
+    """Task runs of a run, hooks left out."""
+
+    total: int
+    succeeded: int
+    failed: int
+
+
 class TaskRun(Struct, frozen=True):
-    """One task's place in one run. Times are milliseconds since 1970, None when it has not happened."""
+    """One task's place in one run."""
 
     number: int
     key: str
     task: str
     status: str
-    attempts: int = 0
-    parents: tuple[str, ...] = ()
-    queue: str = "celery"
-    hook: bool = False
-    queued_at: int | None = None
-    started_at: int | None = None
-    ended_at: int | None = None
-    next_at: int | None = None
+    attempts: int
+    parents: tuple[str, ...]
+    queue: str
+    hook: bool
+    queued_at: str | None
+    started_at: str | None
+    ended_at: str | None
+    next_at: str | None
     """When a `retrying` one is tried again."""
-    worker: str | None = None
+    worker: str | None
     """`boot.process` of the worker that has or had it."""
-    result: msgspec.Raw | None = None
-    """JSON."""
-    error: TaskError | None = None
+    result: Any
+    """Any JSON."""
+    error: TaskError | None
 
 
 class Run(Struct, frozen=True):
-    """One execution of a workflow. Times as in TaskRun."""
+    """One execution of a workflow."""
 
     id: str
     workflow: str
@@ -215,16 +249,28 @@ class Run(Struct, frozen=True):
     """`kind` (webhook, api, cli, schedule) and what that kind adds: source, event, delivery."""
     comment: str
     relaunch_of: str | None
-    created_at: int
-    started_at: int | None
-    ended_at: int | None
-    total: int
-    succeeded: int
-    failed: int
-    error_task: str | None = None
-    error: TaskError | None = None
-    plan: str = ""
-    payload: msgspec.Raw = msgspec.Raw(b"{}")
-    """JSON; `{}` in listings."""
-    tasks: tuple[TaskRun, ...] | None = None
-    """None in listings."""
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+    duration_s: float | None
+    progress: Progress
+    error: RunError | None
+    url: str = ""
+    """Set by who shows it."""
+
+
+class FullRun(Run, frozen=True):
+    """A run, alone: with its payload and its task runs."""
+
+    payload: Any = None
+    tasks: tuple[TaskRun, ...] = ()
+
+
+def time_text(ms: int | None) -> str | None:
+    """Return milliseconds since 1970 as RFC 3339, UTC, with milliseconds."""
+    return None if ms is None else f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+def time_ms(text: str) -> int:
+    """Return what `time_text` was given."""
+    return round(datetime.fromisoformat(text).timestamp() * 1000)

@@ -29,13 +29,6 @@ def build(workflow: Workflow, options: Mapping[str, TaskOptions] | None = None) 
     return _Builder(workflow, options or {}).plan()
 
 
-def names(element: Element) -> list[str]:
-    """Return the tasks of an element in YAML order, repeats kept."""
-    if isinstance(element, Call):
-        return [element.name]
-    return [name for member in element.members for name in names(member)]
-
-
 def downstream(plan: Plan, roots: set[int]) -> set[int]:
     """Return `roots` and every node, joins too, that depends on one of them."""
     found: set[int] = set()
@@ -70,7 +63,7 @@ class _Builder:
         self.keys: set[str] = set()
 
     def plan(self) -> Plan:
-        self.place(self.workflow.tasks, (), "none")
+        self.place(Chain(name="", members=self.workflow.tasks), (), "none")
         total = len(self.nodes)
         # While placing, joins are numbered -1, -2, …; now that the count is known they follow the task runs.
         parents = [node.parents for node in self.nodes] + self.joins
@@ -87,8 +80,8 @@ class _Builder:
                 for i, node in enumerate(nodes)
             ),
             total=total,
-            success_hook=self.hook(self.workflow.success_hook),
-            failure_hook=self.hook(self.workflow.failure_hook),
+            success_hook=self.hook(self.workflow.hooks.success),
+            failure_hook=self.hook(self.workflow.hooks.failure),
         )
         return msgspec.structs.replace(plan, digest=sha256(msgspec.json.encode(plan)).hexdigest()[:16])
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from director.models import Problem, Struct, TaskOptions
 
+NOT_IMPORTED = "cannot be imported"
+
 
 class Canceled(BaseException):
     """Raised inside a task whose run was canceled. Not an Exception, so that `except Exception` lets it pass."""
@@ -45,6 +47,13 @@ class Discovery(Struct, frozen=True):
 
     tasks: dict[str, Registered]
     problems: tuple[Problem, ...]
+
+    @property
+    def files(self) -> dict[str, str] | None:
+        """Task → its file; None when a module cannot be imported, so that more tasks may exist."""
+        if any(NOT_IMPORTED in problem.text for problem in self.problems):
+            return None
+        return {name: entry.file for name, entry in self.tasks.items()}
 
 
 _registered: list[Registered] = []
@@ -163,5 +172,5 @@ def _import_problem(home: Path, path: Path, exc: BaseException) -> Problem:
     elif own:
         file, line = Path(own[-1].filename), own[-1].lineno or 1
     way = " > ".join(f"{_relative(home, frame.filename)}:{frame.lineno} {frame.line}" for frame in own[-3:])
-    text = f"cannot be imported: {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
+    text = f"{NOT_IMPORTED}: {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
     return Problem(file=_relative(home, str(file)), line=line, column=1, text=f"{text} ({way})" if way else text)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, Literal, get_type_hints
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
+from msgspec import Meta
 
 from director.errors import SettingsError
-
-N = TypeVar("N", int, float)
 
 MAX_PAYLOAD_BYTES = 1 << 20
 MAX_ARGUMENT_BYTES = 16 << 20
 MAX_TASKS = 2000
-
-# Names of celery-director that mean nothing here; accepted so that its projects start.
-_OBSOLETE = frozenset({"DIRECTOR_DATABASE_URI", "DIRECTOR_DATABASE_POOL_RECYCLE", "DIRECTOR_RESULT_BACKEND_URI"})
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,35 +26,35 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """`DIRECTOR_HOME`: the project's folder, absolute; default the current one."""
     host: str = "127.0.0.1"
     """`DIRECTOR_HOST`: the address the web process listens on."""
-    port: int = 8000
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     """`PORT`."""
-    redis_url: str | None = None
+    redis_url: Annotated[str, Meta(pattern="^(redis|rediss|unix)://")] | None = None
     """`DIRECTOR_REDIS_URL`: where state lives; empty means embedded mode (TinyDB)."""
-    broker_uri: str | None = None
+    broker_uri: Annotated[str, Meta(pattern="^(redis|rediss|amqp|amqps|filesystem|memory)://")] | None = None
     """`DIRECTOR_BROKER_URI`: what carries messages; default the same Redis, or memory when embedded."""
     prefix: str = "director:"
     """`DIRECTOR_PREFIX`: before every key in Redis."""
     token: str | None = None
     """`DIRECTOR_TOKEN`: an admin token for one-container deploys."""
-    public_url: str | None = None
+    public_url: Annotated[str, Meta(pattern="^https?://.")] | None = None
     """`DIRECTOR_PUBLIC_URL`: how the outside reaches this service, without a trailing slash."""
     data_dir: Path
     """`DIRECTOR_DATA_DIR`: TinyDB's folder, absolute; default `.director` in `home`."""
-    concurrency: int = 2
+    concurrency: Annotated[int, Meta(ge=1, le=1000)] = 2
     """`DIRECTOR_CONCURRENCY`: task runs executed at once by one worker."""
-    pool: str = "prefork"
-    """`DIRECTOR_POOL`: Celery's pool, prefork or threads; embedded mode always uses threads."""
-    run_ahead_s: float = 0.2
+    pool: Literal["prefork", "threads", "solo"] = "prefork"
+    """`DIRECTOR_POOL`: Celery's pool; embedded mode always uses threads."""
+    run_ahead_s: Annotated[float, Meta(ge=0, le=60)] = 0.2
     """`DIRECTOR_RUN_AHEAD_SECONDS`: how long one message may go on with other task runs; 0 turns it off."""
-    max_lost: int = 3
+    max_lost: Annotated[int, Meta(ge=1, le=1000)] = 3
     """`DIRECTOR_MAX_LOST`: losses of one task run after which it fails."""
-    grace_s: float = 25.0
+    grace_s: Annotated[float, Meta(ge=0, le=86400)] = 25.0
     """`DIRECTOR_GRACE_SECONDS`: what running tasks get at SIGTERM."""
-    max_result_bytes: int = 1 << 20
+    max_result_bytes: Annotated[int, Meta(ge=64, le=64 << 20)] = 1 << 20
     """`DIRECTOR_MAX_RESULT_BYTES`: JSON bytes of one result."""
     public_status: bool = False
     """`DIRECTOR_PUBLIC_STATUS`: `/status` and `/badge` need no token."""
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """`DIRECTOR_LOG_LEVEL`."""
     environ: Mapping[str, str] = {}
     """The environment over `.env`: where sources find their secrets."""
@@ -87,9 +83,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def broker_name(self) -> str:
         """What carries messages, for people: no password."""
-        if self.embedded:
-            return "memory://"
-        return hide_password(self.broker_uri or self.redis_url or "")
+        return "memory://" if self.embedded else hide_password(self.broker_uri or self.redis_url or "")
+
+    @property
+    def local_url(self) -> str:
+        """How a command reaches the service: the public address where there is one."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return self.public_url or f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def run_url(self, run_id: str) -> str:
         """Return the address of a run: absolute when `DIRECTOR_PUBLIC_URL` is set, else a path."""
@@ -107,84 +107,59 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if not home.is_dir():
             raise SettingsError(f'DIRECTOR_HOME is "{home}", which is not a folder.')
         env = {**_read_dotenv(home / ".env"), **env}
-        reader = _Reader(env)
-        redis_url = reader.url("DIRECTOR_REDIS_URL", ("redis", "rediss", "unix"))
-        broker = reader.url("DIRECTOR_BROKER_URI", ("redis", "rediss", "amqp", "amqps", "filesystem", "memory"))
-        if broker and redis_url is None:
-            if broker.startswith(("redis://", "rediss://")):
-                redis_url = broker
-            else:
-                reader.problems.append(
-                    f'DIRECTOR_BROKER_URI is "{hide_password(broker)}" but DIRECTOR_REDIS_URL is not set; '
-                    "state needs a Redis: set DIRECTOR_REDIS_URL, or remove DIRECTOR_BROKER_URI."
-                )
-        settings = cls(
-            home=home,
-            host=env.get("DIRECTOR_HOST") or "127.0.0.1",
-            port=reader.number("PORT", 8000, int, 0, 65535),
-            redis_url=redis_url,
-            broker_uri=broker,
-            prefix=reader.prefix(),
-            token=env.get("DIRECTOR_TOKEN") or None,
-            public_url=(reader.url("DIRECTOR_PUBLIC_URL", ("http", "https")) or "").rstrip("/") or None,
-            data_dir=home / (env.get("DIRECTOR_DATA_DIR") or ".director"),
-            concurrency=reader.number("DIRECTOR_CONCURRENCY", 2, int, 1, 1000),
-            pool=reader.choice("DIRECTOR_POOL", "prefork", ("prefork", "threads", "solo")),
-            run_ahead_s=reader.number("DIRECTOR_RUN_AHEAD_SECONDS", 0.2, float, 0, 60),
-            max_lost=reader.number("DIRECTOR_MAX_LOST", 3, int, 1, 1000),
-            grace_s=reader.number("DIRECTOR_GRACE_SECONDS", 25.0, float, 0, 86400),
-            max_result_bytes=reader.number("DIRECTOR_MAX_RESULT_BYTES", 1 << 20, int, 64, 64 << 20),
-            public_status=env.get("DIRECTOR_PUBLIC_STATUS", "").lower() in ("1", "true", "yes"),
-            log_level=reader.choice("DIRECTOR_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
-            environ=env,
-            warnings=tuple(_typos(env)),
-        )
-        if reader.problems:
-            raise SettingsError("\n".join(reader.problems))
-        return settings
+        values, problems = _values(env)
+        broker = values.get("broker_uri", "")
+        if broker.startswith(("redis://", "rediss://")):
+            values.setdefault("redis_url", broker)
+        elif broker and "redis_url" not in values:
+            problems.append(
+                f'DIRECTOR_BROKER_URI is "{hide_password(broker)}" but DIRECTOR_REDIS_URL is not set; '
+                "state needs a Redis: set DIRECTOR_REDIS_URL, or remove DIRECTOR_BROKER_URI."
+            )
+        if problems:
+            raise SettingsError("\n".join(problems))
+        if "public_url" in values:
+            values["public_url"] = values["public_url"].rstrip("/")
+        values["prefix"] = values.get("prefix", "director").rstrip(":") + ":"
+        data_dir = home / (env.get("DIRECTOR_DATA_DIR") or ".director")
+        return cls(home=home, data_dir=data_dir, environ=env, warnings=_typos(env), **values)
 
 
-class _Reader:
-    """Reads typed values and collects what is wrong with them."""
+_VARIABLES = {
+    "host": ("DIRECTOR_HOST", "an address"),
+    "port": ("PORT", "a number from 0 to 65535"),
+    "redis_url": ("DIRECTOR_REDIS_URL", "a URL such as redis://localhost:6379/0"),
+    "broker_uri": ("DIRECTOR_BROKER_URI", "a URL such as redis://localhost:6379/0"),
+    "prefix": ("DIRECTOR_PREFIX", "a text"),
+    "token": ("DIRECTOR_TOKEN", "a text"),
+    "public_url": ("DIRECTOR_PUBLIC_URL", "a URL such as https://host"),
+    "concurrency": ("DIRECTOR_CONCURRENCY", "a number from 1 to 1000"),
+    "pool": ("DIRECTOR_POOL", "prefork, threads or solo"),
+    "run_ahead_s": ("DIRECTOR_RUN_AHEAD_SECONDS", "a number from 0 to 60"),
+    "max_lost": ("DIRECTOR_MAX_LOST", "a number from 1 to 1000"),
+    "grace_s": ("DIRECTOR_GRACE_SECONDS", "a number from 0 to 86400"),
+    "max_result_bytes": ("DIRECTOR_MAX_RESULT_BYTES", "a number from 64 to 67108864"),
+    "public_status": ("DIRECTOR_PUBLIC_STATUS", "true or false"),
+    "log_level": ("DIRECTOR_LOG_LEVEL", "DEBUG, INFO, WARNING or ERROR"),
+}
+"""Field → its variable, and what is expected there."""
 
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self.env = env
-        self.problems: list[str] = []
 
-    def number(self, name: str, default: N, kind: Callable[[str], N], low: float, high: float) -> N:
-        text = self.env.get(name)
+def _values(env: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields that are set, and what is wrong with the others."""
+    values: dict[str, Any] = {}
+    problems = []
+    types = get_type_hints(Settings, include_extras=True)
+    for field, (variable, expected) in _VARIABLES.items():
+        text = env.get(variable)
         if not text:
-            return default
+            continue
         try:
-            value: N | None = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            self.problems.append(f'{name} is "{text}"; expected a number from {low} to {high}.')
-            return default
-        return value
-
-    def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
-        text = self.env.get(name) or default
-        for word in allowed:
-            if word.lower() == text.lower():
-                return word
-        self.problems.append(f'{name} is "{text}"; expected one of {", ".join(allowed)}.')
-        return default
-
-    def url(self, name: str, schemes: tuple[str, ...]) -> str | None:
-        text = self.env.get(name)
-        if not text:
-            return None
-        if text.partition("://")[0] not in schemes or "://" not in text:
-            example = "redis://localhost:6379/0" if "redis" in schemes else f"{schemes[0]}://host"
-            self.problems.append(f'{name} is "{hide_password(text)}"; expected a URL such as {example}.')
-            return None
-        return text
-
-    def prefix(self) -> str:
-        text = self.env.get("DIRECTOR_PREFIX") or "director:"
-        return text if text.endswith(":") else text + ":"
+            text = text.upper() if field == "log_level" else text
+            values[field] = msgspec.convert(text, types[field], strict=False)
+        except msgspec.ValidationError:
+            problems.append(f'{variable} is "{hide_password(text)}"; expected {expected}.')
+    return values, problems
 
 
 def hide_password(url: str) -> str:
@@ -210,22 +185,22 @@ def _read_dotenv(path: Path) -> dict[str, str]:
         raise SettingsError(f"{path} cannot be read: {exc}.") from exc
 
 
-_KNOWN = (
-    "HOME HOST REDIS_URL BROKER_URI PREFIX TOKEN PUBLIC_URL DATA_DIR CONCURRENCY POOL RUN_AHEAD_SECONDS "
-    "MAX_LOST GRACE_SECONDS MAX_RESULT_BYTES PUBLIC_STATUS LOG_LEVEL WEBHOOK_SECRET RETENTION_DAYS "
-    "PARENT WORKFLOWS_PER_PAGE DEFAULT_RETENTION_OFFSET AUTH_ENABLED SENTRY_DSN REPO_LINK FLOWER_URL"
+# Names of celery-director that mean nothing here; accepted so that its projects start.
+_OBSOLETE = ("DATABASE_URI", "DATABASE_POOL_RECYCLE", "RESULT_BACKEND_URI")
+_OTHERS = (
+    "HOME DATA_DIR PARENT WEBHOOK_SECRET RETENTION_DAYS WORKFLOWS_PER_PAGE DEFAULT_RETENTION_OFFSET AUTH_ENABLED "
+    "SENTRY_DSN REPO_LINK FLOWER_URL"
 )
-KNOWN = frozenset(f"DIRECTOR_{name}" for name in _KNOWN.split())
 
 
-def _typos(env: Mapping[str, str]) -> list[str]:
+def _typos(env: Mapping[str, str]) -> tuple[str, ...]:
     """Name variables that look like a slip; other `DIRECTOR_X` are the project's own (`config.X`)."""
+    known = {variable for variable, _ in _VARIABLES.values()} | {f"DIRECTOR_{name}" for name in _OTHERS.split()}
     found = []
     for name in sorted(env):
-        if name in _OBSOLETE:
+        if name.removeprefix("DIRECTOR_") in _OBSOLETE and name.startswith("DIRECTOR_"):
             found.append(f"{name} means nothing here and is ignored.")
-        elif name.startswith("DIRECTOR") and name not in KNOWN:
-            near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.93)
-            if near:
-                found.append(f"{name} is not a setting; did you mean {near[0]}?")
-    return found
+        elif name.startswith("DIRECTOR") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.93)
+            found += [f"{name} is not a setting; did you mean {near[0]}?"] if near else []
+    return tuple(found)

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, Task, signals
@@ -24,9 +24,9 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.platforms import SecurityWarning
 from kombu.entity import Queue
 
-from director import definitions, log, messages, registry
+from director import definitions, log, messages, plan, registry
 from director.engine import sweep
-from director.errors import DirectorError, SettingsError, StoreUnavailable
+from director.errors import DirectorError, StoreUnavailable
 from director.execution import Arguments, Executor, Result, UnknownTask, seconds_until
 from director.models import Plan, TaskError
 from director.plan import DEFAULT_QUEUE
@@ -34,8 +34,7 @@ from director.settings import Settings
 from director.store import keys, open_store
 from director.store.base import Begun, Outbox, Ref, Store
 
-ALIVE_S = 10.0
-QUEUES_S = 2.0
+ALIVE_S = 2.0
 SWEEP_S = 3.0
 """Rarer than the scheduler's, often enough that the store is never taken to have been away."""
 PASS_S = 0.5
@@ -243,14 +242,12 @@ class Parent:
 
     def _on_setup(self, instance: Any, **_: Any) -> None:
         self.instance = instance
-        if self.consumes_all:
-            for queue in self._queues():
-                self.app.amqp.queues.add(Queue(queue, routing_key=queue))
+        queues = self._queues()
+        for queue in queues if self.consumes_all else ():
+            self.app.amqp.queues.add(Queue(queue, routing_key=queue))
         # Celery counts and shows messages; with these options one message must stay one task.
         if getattr(instance, "max_tasks_per_child", None) or getattr(instance, "task_events", None):
             self.executor.ahead_s = 0.0
-        with contextlib.suppress(StoreUnavailable):
-            self._publish()
 
     def _on_ready(self, **_: Any) -> None:
         logger.info(
@@ -269,23 +266,20 @@ class Parent:
         if ours:
             queue = (message.delivery_info or {}).get("routing_key") or DEFAULT_QUEUE
             with contextlib.suppress(DirectorError):
-                self.executor.unknown(Ref(run_id=ours[0], number=ours[1]), name, queue)
+                self.executor.unknown(Ref(ours[0], ours[1]), "", name, queue)
 
     def _queues(self) -> set[str]:
-        """Return every queue that a workflow, a task or a stored plan names."""
-        found = {DEFAULT_QUEUE, *(options.queue for options in self.tasks.values() if options.queue)}
+        """Return every queue that a workflow or a stored plan names, and tell that this worker is there."""
+        found = {DEFAULT_QUEUE}
         for workflow in definitions.load(self.settings.home).workflows.values():
-            found.update(workflow.queues.values())
-            found.update(_queues_of(workflow.tasks))
-            if workflow.queue:
-                found.add(workflow.queue)
+            found.update(node.queue for node in plan.build(workflow, self.tasks).messaged)
         with contextlib.suppress(StoreUnavailable):
-            stored: tuple[str, ...] = self.store.do(self.store.queues())
+            stored: tuple[str, ...] = self.store.do(self.store.publish(self.executor.boot, self.tasks))
             found.update(stored)
         return found
 
     def _look_after(self) -> None:
-        duties = ((self._publish, ALIVE_S), (self._consume_new_queues, QUEUES_S), (self._sweep, SWEEP_S))
+        duties = ((self._publish, ALIVE_S), (self._sweep, SWEEP_S))
         while not self.stopping.wait(PASS_S):
             try:
                 self.hand_back_of_the_dead()
@@ -300,13 +294,11 @@ class Parent:
         sweep(self.store)
 
     def _publish(self) -> None:
-        self.store.do(self.store.publish(self.executor.boot, self.tasks))
-
-    def _consume_new_queues(self) -> None:
+        """Say that this worker is there; take up queues that runs have brought meanwhile."""
+        queues = self.store.do(self.store.publish(self.executor.boot, self.tasks))
         consumer = getattr(self.instance, "consumer", None)
         if not self.consumes_all or consumer is None or consumer.task_consumer is None:
             return
-        queues: tuple[str, ...] = self.store.do(self.store.queues())
         for queue in queues:
             if queue not in self.app.amqp.queues:
                 logger.info("worker.queue_added", queue=queue)
@@ -328,11 +320,10 @@ class Parent:
 
     def hand_back(self, holder: str, *, counted: bool) -> int:
         """Put back in the queue what a holder executes; return how many."""
-        held = self.store.do(self.store.held(holder))
-        for ref, token in held:
-            if self.store.do(self.store.hand_back(ref, token, counted)):
-                logger.warning("task.requeued", task_run=str(ref), reason="lost" if counted else "shutdown")
-        return len(held)
+        back = self.store.do(self.store.hand_back(holder, counted))
+        for ref in back:
+            logger.warning("task.requeued", task_run=str(ref), reason="lost" if counted else "shutdown")
+        return len(back)
 
     def _end_of_grace(self) -> None:
         """Give running tasks their time; then stop them and hand them back, which is no loss."""
@@ -346,14 +337,6 @@ class Parent:
             count = self.hand_back(f"{self.executor.boot}.", counted=False)
         logger.warning("worker.stopped", reason="grace is over", handed_back=count)
         os._exit(0)
-
-
-def _queues_of(element: Any) -> Iterator[str]:
-    if hasattr(element, "members"):
-        for member in element.members:
-            yield from _queues_of(member)
-    elif element.queue:
-        yield element.queue
 
 
 class _Ours(logging.Filter):
@@ -442,8 +425,7 @@ class EmbeddedWorker:
             app.set_current()
             app.director.consumes_all = True
             # No other process executes here: whatever holds a lease died with the last service.
-            for ref, token in self.store.do(self.store.held(".")):
-                self.store.do(self.store.hand_back(ref, token, counted=True))
+            app.director.hand_back(".", counted=True)
             app.director.connect_signals()
             signals.worker_ready.connect(self._on_ready, weak=False)
             worker = app.Worker(
@@ -515,12 +497,11 @@ class Publisher:
         return count
 
     def _publish(self, item: Outbox) -> None:
-        plan = self._plans.get(item.plan)
-        if plan is None:
-            plan = self._plans[item.plan] = self._store.do(self._store.plan(item.plan))
-        node = plan.hook(item.hook) if item.hook else plan.nodes[item.ref.number]
-        if node is None:
-            raise SettingsError(f"Plan {plan.digest} has no hook; run {item.ref.run_id} cannot run it.")
+        of = self._plans.get(item.plan)
+        if of is None:
+            of = self._plans[item.plan] = self._store.do(self._store.plan(item.plan))
+        node = of.hook(item.hook) if item.hook else of.nodes[item.ref.number]
+        assert node is not None
         with self._app.producer_or_acquire() as producer:
             producer.publish(
                 [[], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}],

@@ -1,12 +1,11 @@
-"""YAML as a tree that knows where everything stands: PyYAML's one home.
+"""YAML as values that know where they stand: PyYAML's one home.
 
-PyYAML's own loader keeps the last of duplicate keys silently, forgets positions, and follows
-aliases without a bound. So only its parser is used here, one event after the other: a file that is
-too deep, too large or without an end is refused before it costs anything, whatever its bytes are.
+PyYAML's own loader keeps the last of duplicate keys silently, forgets positions, and follows aliases and
+brackets without a bound. So it only composes here, after a look at how deep the file is; every alias is
+then written out within bounds.
 
-Three readings differ from PyYAML's on purpose. A key is its literal text (`on:`, `NO:` and `123:`
-are names, not booleans and numbers); so is a time or a date (`12:30` is not 750); and numbers must
-fit into JSON.
+Three readings differ from PyYAML's on purpose. A key is its literal text (`on:`, `NO:` and `123:` are
+names, not booleans and numbers); so is a time or a date (`12:30` is not 750); and numbers must fit into JSON.
 """
 
 from __future__ import annotations
@@ -23,156 +22,107 @@ MAX_NODES = 100_000
 """Of one file with every alias written out."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_RESOLVER = yaml.resolver.Resolver()
 _CONSTRUCTOR = yaml.constructor.SafeConstructor()
 _STANDARD = "tag:yaml.org,2002:"
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _QUOTED_THEN_MORE = re.compile(r""":\s+(?:"[^"]*"|'[^']*')\s*[^\s,#}\]]""")
 _STARTS_WITH_TAG = re.compile(r":\s+!")
+_LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 
 class Malformed(Exception):
-    """A file that does not parse.
-
-    Args:
-        text: what is wrong; never holds content of the file, which may be a secret.
-        line: from 1.
-        column: from 1.
-    """
+    """A file that does not parse. Its text never holds content of the file, which may be a secret."""
 
     def __init__(self, text: str, line: int = 1, column: int = 1) -> None:
         super().__init__(text, line, column)
         self.text, self.line, self.column = text, line, column
 
 
-class Node:
-    """A place in a file; one of the three below. An alias is the node that it names."""
+class Place:
+    """A value's place: line and column from 1. `slips` are places in it, and what is wrong there."""
 
-    __slots__ = ("column", "height", "line", "size", "tag")
-
-    def __init__(self, line: int, column: int, tag: str | None) -> None:
-        self.line, self.column = line, column
-        self.tag = tag
-        """As written; None when nothing is, or `!`."""
-        self.size = self.height = 1
-        """With every alias written out."""
+    line: int = 1
+    column: int = 1
+    slips: tuple[tuple[Place, str], ...] = ()
 
 
-class Scalar(Node):
-    """A text, with the tag that it resolves to."""
+class Text(str, Place):
+    """A scalar as it is written; `tag` is what YAML takes it for."""
 
-    __slots__ = ("plain", "text")
-
-    def __init__(self, line: int, column: int, tag: str | None, text: str, plain: bool) -> None:
-        if tag is None:
-            tag = _RESOLVER.resolve(yaml.ScalarNode, text, (plain, not plain))  # type: ignore[no-untyped-call]
-        super().__init__(line, column, tag)
-        self.text, self.plain = text, plain
+    tag: str = ""
 
     @property
     def is_null(self) -> bool:
+        """True for nothing, `~` and `null`."""
         return self.tag == _STANDARD + "null"
 
 
-class List(Node):
+class List(list["Value"], Place):
     """Items in order."""
 
-    __slots__ = ("items",)
 
-    def __init__(self, line: int, column: int, tag: str | None) -> None:
-        super().__init__(line, column, tag)
-        self.items: list[Node] = []
+class Map(dict[Any, "Value"], Place):
+    """Keys, each a `Text`, and values in order, `<<` merged in."""
 
-
-class Map(Node):
-    """Keys and values in order, as written: duplicates and `<<` are still there."""
-
-    __slots__ = ("pairs",)
-
-    def __init__(self, line: int, column: int, tag: str | None) -> None:
-        super().__init__(line, column, tag)
-        self.pairs: list[tuple[Node, Node]] = []
+    def key(self, name: str) -> Text:
+        """Return the key that is written so, which knows its place."""
+        found: Text = next(key for key in self if key == name)
+        return found
 
 
-Report = Callable[[Node, str], None]
-Entries = dict[str, tuple[Scalar, Node]]
+Value = Text | List | Map
+Report = Callable[[Place, str], None]
 
 
-def parse(data: bytes) -> Node | None:
-    """Return the root of a file, None when it is empty.
+def parse(data: bytes) -> Value | None:
+    """Return what a file holds, None when it is empty.
 
     Raises:
         Malformed: it does not parse, or is over a limit. Nothing else is ever raised.
     """
     text = _decode(data)
-    builder = _Builder()
     try:
-        for event in yaml.parse(text, Loader=_LOADER):
-            builder.take(event)
+        _check_depth(text)
+        root = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as exc:
         raise _malformed(exc, text) from exc
     except (yaml.YAMLError, ValueError, OverflowError) as exc:
         raise Malformed("this is not YAML") from exc
-    return builder.root
+    return None if root is None else _Builder().value(root, 1)
 
 
-def pairs(node: Map, report: Report) -> Iterator[tuple[Scalar, Node]]:
-    """Yield keys and values, own ones first, then what `<<` merges; duplicates of own keys stay."""
-    own: set[str] = set()
-    merges: list[Node] = []
-    for key, value in node.pairs:
-        if not isinstance(key, Scalar) or (key.plain and key.is_null and key.text == ""):
-            report(key, "a key must be one plain text")
-        elif (tag := foreign_tag(key)) is not None:
-            report(key, tag)
-        elif key.tag == _STANDARD + "merge":
-            if merges:
-                report(key, '"<<" is given twice; write <<: [*one, *other]')
-            merges.extend(value.items if isinstance(value, List) else [value])
-        else:
-            own.add(key.text)
-            yield key, value
-    for merged in merges:
-        if not isinstance(merged, Map):
-            report(merged, '"<<" merges mappings only')
-            continue
-        for key, value in pairs(merged, report):
-            if key.text not in own:
-                own.add(key.text)
-                yield key, value
-
-
-def entries(node: Map, report: Report) -> Entries:
-    """Return key → (its node, its value), reporting duplicate keys."""
-    found: Entries = {}
-    for key, value in pairs(node, report):
-        if key.text in found:
-            report(key, f"{quote(key.text)} is given twice, first in line {found[key.text][0].line}")
-        else:
-            found[key.text] = key, value
-    return found
-
-
-def foreign_tag(node: Node) -> str | None:
-    """Return what is wrong with a node's tag, None when nothing is."""
-    if node.tag is None or node.tag.startswith(_STANDARD):
-        return None
-    if isinstance(node, Scalar):
-        return f"{quote(f'{node.tag} {node.text}'.strip())} must be quoted: YAML takes a leading ! for a tag"
-    return f"the tag {quote(node.tag)} means nothing here"
-
-
-def to_python(node: Node, report: Report) -> Any:
-    """Return the JSON value that a node stands for; what cannot be one is reported and read as None."""
-    if (tag := foreign_tag(node)) is not None:
-        report(node, tag)
-        return None
-    if isinstance(node, Map):
-        return {name: to_python(value, report) for name, (_, value) in entries(node, report).items()}
-    if isinstance(node, List):
-        return [to_python(item, report) for item in node.items]
-    assert isinstance(node, Scalar)
-    return _scalar(node, report)
+def plain(value: Value, report: Report) -> Any:
+    """Return the JSON value that stands there; what cannot be one is reported and read as None."""
+    for place, text in value.slips:
+        report(place, text)
+    if isinstance(value, Map):
+        return {str(key): plain(inner, report) for key, inner in value.items()}
+    if isinstance(value, List):
+        return [plain(inner, report) for inner in value]
+    kind = value.tag.removeprefix(_STANDARD)
+    node = yaml.ScalarNode(value.tag, str(value))
+    try:
+        if kind == "null":
+            return None
+        if kind == "bool":
+            return bool(_CONSTRUCTOR.construct_yaml_bool(node))
+        if kind == "int" and ":" not in value:
+            whole = int(_CONSTRUCTOR.construct_yaml_int(node))
+            if -(1 << 63) <= whole < 1 << 64:
+                return whole
+            report(value, "the number is too large for JSON; quote it")
+        elif kind == "float" and ":" not in value:
+            number = float(_CONSTRUCTOR.construct_yaml_float(node))
+            if math.isfinite(number):
+                return number
+            report(value, f"{quote(value)} is no number in JSON; quote it")
+        elif kind in ("str", "int", "float", "timestamp", "value", "merge"):
+            return str(value)
+        elif not value.slips:
+            report(value, f"the tag !!{quote(kind)[1:-1]} means nothing here")
+    except (ValueError, LookupError, OverflowError):
+        report(value, f"{quote(value)} cannot be read as {kind}")
+    return None
 
 
 def quote(text: str, limit: int = 80) -> str:
@@ -182,100 +132,90 @@ def quote(text: str, limit: int = 80) -> str:
     return '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + '"'
 
 
-def _scalar(node: Scalar, report: Report) -> str | int | float | bool | None:
-    kind = (node.tag or "").removeprefix(_STANDARD)
-    plain = yaml.ScalarNode(node.tag or "", node.text)
-    try:
-        if kind == "null":
-            return None
-        if kind == "bool":
-            return bool(_CONSTRUCTOR.construct_yaml_bool(plain))
-        if kind == "int" and ":" not in node.text:
-            whole = int(_CONSTRUCTOR.construct_yaml_int(plain))
-            if -(1 << 63) <= whole < 1 << 64:
-                return whole
-            report(node, "the number is too large for JSON; quote it")
-            return None
-        if kind == "float" and ":" not in node.text:
-            number = float(_CONSTRUCTOR.construct_yaml_float(plain))
-            if math.isfinite(number):
-                return number
-            report(node, f"{quote(node.text)} is no number in JSON; quote it")
-            return None
-    except (ValueError, LookupError, OverflowError):
-        report(node, f"{quote(node.text)} cannot be read as {kind}")
-        return None
-    if kind not in ("str", "int", "float", "timestamp", "value", "merge"):
-        report(node, f"the tag !!{quote(kind)[1:-1]} means nothing here")
-    return node.text
-
-
 class _Builder:
-    """Puts events together. Works without recursion, so that no depth can hurt."""
+    """Writes a graph of nodes out as values; what has no end is too deep."""
 
     def __init__(self) -> None:
-        self.root: Node | None = None
-        self.documents = 0
-        self.open: list[tuple[List | Map, list[Node], str | None]] = []
-        self.anchors: dict[str, Node] = {}
+        self.count = 0
 
-    def take(self, event: Any) -> None:
-        line, column = event.start_mark.line + 1, event.start_mark.column + 1
-        if isinstance(event, yaml.ScalarEvent):
-            self.scalar(event, line, column)
-        elif isinstance(event, yaml.CollectionStartEvent):
-            if len(self.open) >= MAX_DEPTH:
-                raise Malformed(f"nested more than {MAX_DEPTH} deep", line, column)
-            kind = Map if isinstance(event, yaml.MappingStartEvent) else List
-            node = kind(line, column, None if event.tag == "!" else event.tag)
-            if event.anchor is not None:
-                self.anchors[event.anchor] = node
-            self.open.append((node, [], event.anchor))
-        elif isinstance(event, yaml.CollectionEndEvent):
-            node, children, _ = self.open.pop()
-            if isinstance(node, List):
-                node.items = children
+    def value(self, node: yaml.Node, depth: int) -> Value:
+        self.check(node, depth)
+        made: Value
+        slips: list[tuple[Place, str]] = []
+        if isinstance(node, yaml.MappingNode):
+            made = Map()
+            for key, value in self.pairs(node, depth, slips):
+                if key not in made:
+                    made[key] = self.value(value, depth + 1)
+                elif key.line:
+                    slips.append((key, f"{quote(key)} is given twice, first in line {made.key(key).line}"))
+        elif isinstance(node, yaml.SequenceNode):
+            made = List(self.value(item, depth + 1) for item in node.value)
+        else:
+            made = self.text(node)
+        self.mark(made, node)
+        if not node.tag.startswith(_STANDARD):
+            slips.append((made, _foreign(node)))
+        made.slips = tuple(slips)
+        return made
+
+    def pairs(
+        self, node: yaml.MappingNode, depth: int, slips: list[tuple[Place, str]]
+    ) -> Iterator[tuple[Text, yaml.Node]]:
+        """Yield own keys, then what `<<` merges and is not there yet."""
+        self.check(node, depth)
+        own: set[str] = set()
+        merged: list[yaml.Node] = []
+        for key, value in node.value:
+            place = self.mark(Place(), key)
+            if not isinstance(key, yaml.ScalarNode) or (key.value == "" and key.style is None):
+                slips.append((place, "a key must be one plain text"))
+            elif not key.tag.startswith(_STANDARD):
+                slips.append((place, _foreign(key)))
+            elif key.tag == _STANDARD + "merge":
+                merged.extend(value.value if isinstance(value, yaml.SequenceNode) else [value])
             else:
-                node.pairs = list(zip(children[::2], children[1::2], strict=True))
-            self.add(node, node.line, node.column)
-        elif isinstance(event, yaml.AliasEvent):
-            self.alias(event.anchor, line, column)
-        elif isinstance(event, yaml.DocumentStartEvent):
-            self.documents += 1
-            if self.documents > 1:
-                raise Malformed("a second document starts here; a file holds one", line, column)
+                own.add(key.value)
+                yield self.mark(self.text(key), key), value
+        for other in merged:
+            if not isinstance(other, yaml.MappingNode):
+                slips.append((self.mark(Place(), other), '"<<" merges mappings only'))
+                continue
+            for text, value in self.pairs(other, depth + 1, slips):
+                if text not in own:
+                    own.add(text)
+                    yield text, value
 
-    def scalar(self, event: Any, line: int, column: int) -> None:
-        try:
-            event.value.encode()
-        except UnicodeEncodeError as exc:  # an escaped surrogate, which only the parser in Python lets through
-            raise Malformed("this text is not Unicode", line, column) from exc
-        tag = None if event.tag == "!" else event.tag
-        node = Scalar(line, column, tag, event.value, plain=event.implicit[0])
-        if event.anchor is not None:
-            self.anchors[event.anchor] = node
-        self.add(node, line, column)
+    @staticmethod
+    def text(node: yaml.Node) -> Text:
+        text = Text(node.value)
+        text.tag = node.tag
+        return text
 
-    def alias(self, name: str | None, line: int, column: int) -> None:
-        node = self.anchors.get(name or "")
-        if node is None:
-            raise Malformed("this alias (*) names no anchor (&) above it", line, column)
-        if any(node is other for other, _, _ in self.open):
-            raise Malformed("this alias (*) stands inside of what it names, which has no end", line, column)
-        self.add(node, line, column)
+    @staticmethod
+    def mark(made: Any, node: yaml.Node) -> Any:
+        made.line, made.column = node.start_mark.line + 1, node.start_mark.column + 1
+        return made
 
-    def add(self, node: Node, line: int, column: int) -> None:
-        if not self.open:
-            self.root = node
-            return
-        parent, children, _ = self.open[-1]
-        children.append(node)
-        parent.size += node.size
-        parent.height = max(parent.height, node.height + 1)
-        if parent.size > MAX_NODES:
+    def check(self, node: yaml.Node, depth: int) -> None:
+        line, column = node.start_mark.line + 1, node.start_mark.column + 1
+        self.count += 1
+        if self.count > MAX_NODES:
             raise Malformed(f"more than {MAX_NODES} values, with all aliases (*) written out", line, column)
-        if len(self.open) + node.height > MAX_DEPTH + 1:
+        if depth > MAX_DEPTH + 1:
             raise Malformed(f"nested more than {MAX_DEPTH} deep, with aliases (*) written out", line, column)
+        if isinstance(node, yaml.ScalarNode) and not node.value.isascii():
+            try:
+                node.value.encode()
+            except UnicodeEncodeError as exc:  # an escaped surrogate, which only the parser in Python lets through
+                raise Malformed("this text is not Unicode", line, column) from exc
+
+
+def _foreign(node: yaml.Node) -> str:
+    """Say what is wrong with a tag that is not YAML's own."""
+    if isinstance(node, yaml.ScalarNode):
+        return f"{quote(f'{node.tag} {node.value}'.strip())} must be quoted: YAML takes a leading ! for a tag"
+    return f"the tag {quote(node.tag)} means nothing here"
 
 
 def _decode(data: bytes) -> str:
@@ -284,17 +224,27 @@ def _decode(data: bytes) -> str:
     except UnicodeDecodeError as exc:
         before = data[: exc.start].decode("utf-8", "replace")
         raise Malformed("this byte is not UTF-8", *_position(before)) from exc
-    wrong = _UNPRINTABLE.search(text)
-    if wrong:
-        raise Malformed(
-            f"the control character U+{ord(wrong[0]):04X} cannot stand in YAML",
-            *_position(text[: wrong.start()]),
-        )
+    if wrong := _UNPRINTABLE.search(text):
+        what = f"the control character U+{ord(wrong[0]):04X} cannot stand in YAML"
+        raise Malformed(what, *_position(text[: wrong.start()]))
     return text
 
 
+def _check_depth(text: str) -> None:
+    """Look at how deep a file is before it is composed, which recurses (in C, without a limit)."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                mark: Any = event.start_mark
+                raise Malformed(f"nested more than {MAX_DEPTH} deep", mark.line + 1, mark.column + 1)
+
+
 def _position(before: str) -> tuple[int, int]:
-    lines = re.split("\r\n|[\n\r\x85\u2028\u2029]", before)
+    lines = _LINE_END.split(before)
     return len(lines), len(lines[-1]) + 1
 
 
@@ -303,17 +253,24 @@ def _malformed(exc: yaml.MarkedYAMLError, text: str) -> Malformed:
     mark = exc.problem_mark or exc.context_mark
     if mark is None:
         return Malformed("this is not YAML")
-    lines = re.split("\r\n|[\n\r\x85\u2028\u2029]", text)
+    lines = _LINE_END.split(text)
     line = lines[mark.line] if mark.line < len(lines) else ""
     found = line[mark.column : mark.column + 1]
-    if _STARTS_WITH_TAG.search(line):
+    problem = exc.problem or ""
+    if isinstance(exc, yaml.composer.ComposerError):  # its words quote names, which may be secrets
+        kinds = {
+            "but": "a second document starts here; a file holds one",
+            "second": "this anchor (&) is there already",
+        }
+        what = kinds.get(problem.partition(" ")[0], "this alias (*) names no anchor (&) above it")
+    elif _STARTS_WITH_TAG.search(line):
         what = "put the value in quotes: YAML takes a leading ! for a tag"
     elif _QUOTED_THEN_MORE.search(line):
         what = "more follows a quoted text; put the whole value in quotes"
     elif found == "\t":
         what = "a tab; YAML is indented with spaces"
-    elif found in ("@", "`", "%") and "cannot start" in (exc.problem or ""):
+    elif found in ("@", "`", "%") and "cannot start" in problem:
         what = f"a value that starts with {found} must be quoted"
     else:
-        what = " ".join(part for part in ("not YAML:", exc.context and exc.context + ",", exc.problem) if part)
+        what = " ".join(part for part in ("not YAML:", exc.context and exc.context + ",", problem) if part)
     return Malformed(quote(what, 300)[1:-1], mark.line + 1, mark.column + 1)

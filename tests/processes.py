@@ -16,7 +16,7 @@ import msgspec
 
 from director import plan
 from director.engine import new_run_id
-from director.models import Call, Chain, Group, Run, Workflow
+from director.models import Call, Chain, FullRun, Group, Hooks, Workflow
 from director.states import ENDED
 from director.store.base import NewRun, Store
 from director.store.redis import RedisStore
@@ -163,7 +163,8 @@ def workflow(spec: list[Any], name: str = "w", **fields: Any) -> Workflow:
     """Return a workflow from nested lists (chains) and tuples (groups)."""
     tasks = element(spec)
     assert isinstance(tasks, Chain)
-    return Workflow(name=name, tasks=tasks, **fields)
+    hooks = Hooks(success=fields.pop("success_hook", None), failure=fields.pop("failure_hook", None))
+    return Workflow(**{"name": name, "tasks": tasks.members, "hooks": hooks, **fields})
 
 
 def start(store: Store, definition: Workflow, payload: Any = None) -> str:
@@ -179,19 +180,19 @@ def start(store: Store, definition: Workflow, payload: Any = None) -> str:
     return store.do(store.start(new)).run_id
 
 
-def ended(store: RedisStore, run_id: str, timeout_s: float = 20.0, *, sweep: bool = False) -> Run:
+def ended(store: RedisStore, run_id: str, timeout_s: float = 20.0, *, sweep: bool = False) -> FullRun:
     """Wait for a run's end; with `sweep`, play the scheduler meanwhile."""
 
-    def look() -> Run | None:
+    def look() -> FullRun | None:
         if sweep:
             store.do(store.sweep())
-        run = store.do(store.get(run_id))
+        run, _ = store.do(store.get(run_id))
         return run if run.status in ENDED else None
 
-    run: Run = until(look, timeout_s, f"end of run {run_id}")
+    run: FullRun = until(look, timeout_s, f"end of run {run_id}")
     return run
 
 
-def results(run: Run) -> dict[str, Any]:
+def results(run: FullRun) -> dict[str, Any]:
     """Return key → result."""
-    return {task.key: msgspec.json.decode(task.result) for task in run.tasks or () if task.result is not None}
+    return {task.key: msgspec.json.decode(task.result) for task in run.tasks if task.result is not None}

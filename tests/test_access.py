@@ -6,15 +6,7 @@ from director.access import authorize
 
 
 def ask(**headers):
-    return authorize(
-        None,
-        authorization=None,
-        peer="127.0.0.1",
-        host="localhost:8000",
-        headers=headers,
-        content_type=None,
-        has_body=False,
-    )
+    return authorize(None, peer="127.0.0.1", headers={"host": "localhost:8000", **headers})
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import json
 import tempfile
 from pathlib import Path
 
+import msgspec
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from director.definitions import describe, load
+from director.definitions import load
 
 VALID = """
 x-base: &base {queue: slow}
@@ -70,7 +71,7 @@ def check(data: bytes) -> None:
             assert list(project.problems) == sorted(project.problems)
             assert not project.workflows.keys() & project.broken.keys()
             for workflow in project.workflows.values():
-                json.dumps(describe(workflow), allow_nan=False)
+                json.dumps(msgspec.to_builtins(workflow), allow_nan=False)
 
 
 @quick

@@ -10,7 +10,7 @@ import pytest
 from director import plan
 from director.engine import Engine
 from director.errors import DirectorError
-from director.models import TaskError, TaskOptions
+from director.models import Hooks, TaskError, TaskOptions
 from director.store.base import Dedupe, Filter, Next, Outcome, Ref
 from director.store.redis import RedisStore
 from director.store.tiny import TinyStore
@@ -35,12 +35,12 @@ def random_spec(rng, depth=0):
 
 
 def random_hooks(rng):
-    return {name: rng.choice([None, "HOOK", "HOOK", "OTHER"]) for name in ("success_hook", "failure_hook")}
+    return Hooks(**{name: rng.choice([None, "HOOK", "HOOK", "OTHER"]) for name in ("success", "failure")})
 
 
 def random_workflow(rng):
     queue = rng.choice([None, "q"])
-    return workflow(random_spec(rng), rng.choice(["x", "y"]), queue=queue, **random_hooks(rng))
+    return workflow(random_spec(rng), rng.choice(["x", "y"]), queue=queue, hooks=random_hooks(rng))
 
 
 def random_options(rng):
@@ -132,18 +132,19 @@ class History:
             self.tokens.append((done.begun.ref, done.begun.token))
 
     def hand_back(self):
-        if self.tokens:
-            ref, token = self.rng.choice(self.tokens[-4:])
-            counted = self.rng.random() < 0.5
-            self.both(lambda store: store.hand_back(ref, token, counted))
+        holder, counted = self.rng.choice(["w.1", "w.2", "v.1", "v."]), self.rng.random() < 0.5
+        back = [sorted(store.do(store.hand_back(holder, counted))) for store in self.stores]
+        assert back[0] == back[1]
 
     def renew(self):
         held = self.tokens[-3:]
         self.twice(lambda store: store.renew(held))
 
     def unknown(self):
-        ref = self.ref()
-        self.both(lambda store: store.unknown(ref, ERROR))
+        ref, token = self.ref(), ""
+        if self.tokens and self.rng.random() < 0.3:
+            ref, token = self.rng.choice(self.tokens[-4:])
+        self.both(lambda store: store.unknown(ref, token, ERROR))
 
     def sweep(self):
         swept = [store.do(store.sweep()) for store in self.stores]
@@ -159,14 +160,14 @@ class History:
         run_id = self.rng.choice(self.runs)
         definition = self.definitions[run_id]
         if self.rng.random() < 0.3:
-            definition = msgspec.structs.replace(definition, **random_hooks(self.rng))
+            definition = msgspec.structs.replace(definition, hooks=random_hooks(self.rng))
         origin = self.rng.choice(["failed", "failed", "A", "B.2"])
         tokens = [self.token()] * 2
         answers = []
         for store in self.stores:
             engine = Engine(store)
             try:
-                run = store.do(store.get(run_id))
+                run, _ = store.do(store.get(run_id))
                 if run.status == "succeeded":
                     return
                 state = secrets.token_urlsafe
@@ -189,9 +190,7 @@ class History:
         self.both(lambda store: store.list(Filter(limit=3, status="failed")))
         self.both(lambda store: store.state(["x", "y"]))
         self.both(lambda store: store.list(Filter(limit=2, workflow="x", since=self.clock.now - 9000)))
-        for holder in ("w.", "v.1"):
-            held = [sorted(store.do(store.held(holder))) for store in self.stores]
-            assert held[0] == held[1]
+        self.both(lambda store: store.renew(self.tokens[-10:]))
         outboxes = [sorted(item.ref for item in store.do(store.outbox())) for store in self.stores]
         assert outboxes[0] == outboxes[1]
 

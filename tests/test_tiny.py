@@ -19,8 +19,8 @@ import pytest
 
 from director.engine import new_run_id
 from director.errors import NotFound, SettingsError, StoreUnavailable
-from director.store import tiny
-from director.store.base import LEASE_MS, Dedupe, Filter
+from director.store import base, tiny
+from director.store.base import LEASE_MS, Dedupe, Filter, Outcome
 from director.store.tiny import INLINE_BYTES, TinyStore
 from tests.contract.driving import begin, finish, get, new, plan_of, queued, start, succeed
 
@@ -87,7 +87,7 @@ def check(folder: Path, said: list[str]) -> None:
         assert task is None or task.status == "succeeded"
     for run in runs.values():
         done = [task for task in run.tasks if task.status == "succeeded"]
-        assert len(done) == run.succeeded
+        assert len(done) == run.progress.succeeded
         assert (run.status == "succeeded") == (len(done) == 3)
         assert all(msgspec.json.decode(task.result) == (LARGE if task.number else 0) for task in done)
         assert msgspec.json.decode(run.payload) == {"text": LARGE}
@@ -268,7 +268,7 @@ def test_a_relaunch_removes_large_results_that_run_again(tmp_path):
     finish(store, begin(store, order.run_id, 0), LARGE)
     store.do(store.cancel(order.run_id, "stop"))
     assert len(large_files(tmp_path)) == 1
-    again = tiny.Relaunch(run_id=order.run_id, launch=1, token="t", plan=built, resets={0: 0, 1: 1})
+    again = base.Relaunch(run_id=order.run_id, launch=1, token="t", plan=built, resets={0: 0, 1: 1})
     store.do(store.relaunch(again))
     assert large_files(tmp_path) == set()
     assert get(store, order.run_id).tasks[0].result is None
@@ -280,28 +280,14 @@ def test_reading_and_refused_calls_write_nothing(tmp_path):
     begun = begin(store, run_id, 0)
     before = (tmp_path / "state.json").stat()
     for call in (
-        *(store.get(run_id), store.status_of(run_id), store.list(Filter()), store.state(["w"]), store.ping()),
-        *(store.outbox(), store.held("boot.1"), store.queues(), store.task_options(), store.sweep()),
+        *(store.get(run_id), store.list(Filter()), store.state(["w"]), store.plan(plan_of(["A"]).digest)),
+        *(store.outbox(), store.task_options(), store.sweep()),
         *(store.begin(begun.ref, "another", "boot.2"), store.begin(begun.ref, begun.token, "boot.1")),
-        *(store.hand_back(begun.ref, "another", True), store.status_of("no-such-run")),
+        *(store.hand_back("boot.2", True), store.finish(begun.ref, "another", Outcome(), "boot.1")),
     ):
-        store.execute([call])
+        store.do(call)
     after = (tmp_path / "state.json").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-
-
-def test_calls_of_one_exchange_are_written_once(tmp_path, monkeypatch):
-    store = TinyStore(tmp_path)
-    written = []
-    monkeypatch.setattr(
-        tiny,
-        "write_whole",
-        lambda path, body, real=tiny.write_whole: (written.append(path.name), real(path, body)),
-    )
-    orders = [new(plan_of(["A"])) for _ in range(20)]
-    store.execute([store.start(order) for order in orders])
-    assert written == ["state.json"]
-    assert len(queued(TinyStore(tmp_path))) == 20
 
 
 def test_an_error_undoes_what_its_call_has_written(tmp_path):
@@ -315,10 +301,9 @@ def test_an_error_undoes_what_its_call_has_written(tmp_path):
         store._unnamed.append("y")
         raise NotFound("too late")
 
-    first, second, third = store.execute(
-        [store.status_of(run_id), tiny.TinyCall(half), store.begin(queued(store)[0], "token", "boot.1")]
-    )
-    assert (first, str(second), third.attempt) == ("queued", "too late", 1)
+    with pytest.raises(NotFound, match="too late"):
+        store.do(tiny.TinyCall(half))
+    assert begin(store, run_id, 0).attempt == 1
     assert get(TinyStore(tmp_path), run_id).status == "running"
     assert "new" not in msgspec.json.decode((tmp_path / "state.json").read_bytes())
 
@@ -394,4 +379,4 @@ def test_a_folder_that_goes_away_is_said(tmp_path):
     start(store, ["A"])
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(StoreUnavailable, match=r"data cannot be read or written \(No such file or directory\)"):
-        store.do(store.status_of(new_run_id()))
+        store.do(store.get(new_run_id()))

@@ -193,7 +193,7 @@ def test_sigterm_hands_back_what_does_not_finish(home, store, redis_url):
         first.send_signal(signal.SIGTERM)
         assert first.wait(6) == 0
     assert ended(store, quick).status == "succeeded"
-    task = store.do(store.get(slow)).tasks[0]
+    task = store.do(store.get(slow))[0].tasks[0]
     assert (task.status, task.attempts) == ("queued", 1)
     with worker(home, redis_url):
         assert results(ended(store, slow)) == {"SLEEP_ONCE": "second"}

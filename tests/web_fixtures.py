@@ -98,8 +98,8 @@ class Web:
         """Play the worker: execute the run to its end."""
         store = self.store
         while True:
-            run = store.do(store.get(run_id))
-            queued = [task for task in run.tasks or () if task.status == "queued"]
+            run, _ = store.do(store.get(run_id))
+            queued = [task for task in run.tasks if task.status == "queued"]
             if not queued:
                 return
             for task in queued:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from director.settings import Settings
-    from director.store.base import Store
+from director.settings import Settings
+from director.store.base import Store
 
 
 def open_store(settings: Settings, *, clock: Callable[[], int] | None = None, timeout_s: float = 5.0) -> Store:
@@ -16,7 +14,7 @@ def open_store(settings: Settings, *, clock: Callable[[], int] | None = None, ti
     Args:
         settings: `redis_url` decides.
         clock: milliseconds since 1970, for tests.
-        timeout_s: how long one exchange with Redis may take.
+        timeout_s: how long one call to Redis may take.
 
     Raises:
         SettingsError: TinyDB's folder cannot be created or written.

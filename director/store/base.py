@@ -1,11 +1,11 @@
 """The store's contract.
 
-A verb does nothing: it *describes* one call. `Store.execute` makes it; so the worker (one call at
-a time) and the web process (all that wait, as one pipeline) share every description.
+A verb does nothing: it *describes* one call. `Store.do` makes it and waits; the web process hands the same
+description to its event loop (`link`), so that no call is written twice.
 
-Every call may be made twice, because a reply can get lost: the second call changes nothing and
-gets the first answer. Runs are known by ids made by the caller, executions by tokens made by the
-caller. Times are milliseconds since 1970 by the store's clock.
+Every call may be made twice, because a reply can get lost: the second call changes nothing and gets the
+first answer. Runs are known by ids made by the caller, executions by tokens made by the caller. Times are
+milliseconds since 1970 by the store's clock.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-import msgspec
-
-from director.errors import DirectorError
-from director.models import Plan, Run, Struct, TaskError, TaskOptions
+from director.errors import Conflict, DirectorError, NotFound
+from director.models import FullRun, Plan, Run, Struct, TaskError, TaskOptions
 
 if TYPE_CHECKING:
     import asyncio
 
 T = TypeVar("T")
 LEASE_MS = 30_000
-"""A lease's length; its holder renews it every third of that."""
+"""A lease's length; its holder renews it long before."""
 RESEND_MS = 20_000
 """How long a message may be missing before it is sent again."""
 OUTAGE_MS = 5_000
@@ -130,12 +128,11 @@ class Begun(Struct, frozen=True):
 
 
 class Outcome(Struct, frozen=True):
-    """How an execution ended: exactly one of the three."""
+    """How an execution ended: a result, an error, or an error and the wish for another try."""
 
     result: bytes | None = None
     """JSON of a success."""
     error: TaskError | None = None
-    """A failure; together with `retry_in_ms`, the reason for another try."""
     retry_in_ms: int | None = None
 
 
@@ -177,13 +174,13 @@ class Relaunch(Struct, frozen=True):
 class Swept(Struct, frozen=True):
     """What one pass of the sweep did; each is a list of task runs."""
 
-    resent: tuple[Ref, ...] = ()
-    """Their message was lost."""
     lost: tuple[Ref, ...] = ()
     """Their lease ended; queued again, or failed after too many losses."""
     timed_out: tuple[Ref, ...] = ()
     released: tuple[Ref, ...] = ()
     """Were retrying; their time has come."""
+    resent: tuple[Ref, ...] = ()
+    """Their message was lost."""
     idle: bool = True
     """Nothing runs, is queued or is delayed."""
 
@@ -212,12 +209,13 @@ class Filter(Struct, frozen=True):
 
 
 class WorkflowState(Struct, frozen=True):
-    """A line of `/status`."""
+    """What the store knows of a workflow."""
 
     status: str | None
     """Of the newest run."""
     last_run: str | None
-    last_success_at: int | None
+    last_success_at: str | None
+    """RFC 3339."""
     active: int
 
 
@@ -232,51 +230,41 @@ class StoreState(Struct, frozen=True):
 
 
 class Store(ABC):
-    """What remembers runs.
-
-    Raises:
-        StoreUnavailable: from `execute`, when the store did not answer. The call may have been
-            made; making it again is safe.
-    """
+    """What remembers runs. Threads may share one; a forked child may use its parent's."""
 
     clock: Callable[[], int] | None = None
     """Milliseconds since 1970, for tests; None means the store's own clock."""
 
-    # The running of descriptions
-
     @abstractmethod
-    def execute(self, calls: Sequence[Described[Any]]) -> list[Any]:
-        """Make the calls, in order, in one exchange; return an answer or a DirectorError for each.
+    def do(self, call: Described[T]) -> T:
+        """Make one call and return its answer, or raise its error.
 
         Raises:
-            StoreUnavailable: none of the answers is known.
+            StoreUnavailable: the store did not answer. The call may have been made; again is safe.
         """
-
-    def do(self, call: Described[T]) -> T:
-        """Make one call and return its answer, or raise its error."""
-        answer: T = self.execute([call])[0]
-        if isinstance(answer, DirectorError):
-            raise answer
-        return answer
 
     def run(self, steps: Steps[T]) -> T:
         """Make the calls of a flow one after the other; return the flow's result."""
         try:
             call = next(steps)
             while True:
-                answer = self.execute([call])[0]
-                call = steps.throw(answer) if isinstance(answer, DirectorError) else steps.send(answer)
+                try:
+                    answer = self.do(call)
+                except DirectorError as exc:
+                    call = steps.throw(exc)
+                else:
+                    call = steps.send(answer)
         except StopIteration as stop:
             result: T = stop.value
             return result
 
-    @abstractmethod
-    def close(self) -> None:
-        """Give connections and files back."""
-
     def link(self) -> Link | None:
         """Return what makes this store's calls on an event loop; None: a thread has to."""
         return None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give connections and files back."""
 
     # The life of a run
 
@@ -313,21 +301,19 @@ class Store(ABC):
         """Give each (task run, token) a lease of LEASE_MS from now; return those that are not held any more."""
 
     @abstractmethod
-    def hand_back(self, ref: Ref, token: str, counted: bool) -> Described[bool]:
-        """Put a running task run back in its queue: running → queued; False when the token is not live.
+    def hand_back(self, holder: str, counted: bool) -> Described[tuple[Ref, ...]]:
+        """Put what a holder executes back in its queue: running → queued; return the task runs.
 
-        `counted`: a loss; after the store's `max_lost` losses it fails instead.
+        `holder`: `boot.process`; `boot.` for every process of a worker, `.` for every worker.
+        `counted`: a loss each; after the store's `max_lost` losses a task run fails instead.
         """
 
     @abstractmethod
-    def held(self, holder: str) -> Described[tuple[tuple[Ref, str], ...]]:
-        """Return what a holder (`boot.process`, or every process of `boot.`) has leases for, with tokens."""
-
-    @abstractmethod
-    def unknown(self, ref: Ref, error: TaskError) -> Described[str]:
+    def unknown(self, ref: Ref, token: str, error: TaskError) -> Described[str]:
         """A worker does not know the task: counts as a loss, and waits UNKNOWN_MS.
 
-        queued → retrying, or queued → failed with `error` at the limit. Returns the task run's status.
+        queued (or running with the live token) → retrying, or failed with `error` at the limit; anything
+        else stays. Returns the task run's status.
         """
 
     @abstractmethod
@@ -346,7 +332,7 @@ class Store(ABC):
         failed or canceled, or another launch than the one looked at.
         """
 
-    # The loop
+    # The loop and workers
 
     @abstractmethod
     def sweep(self) -> Described[Swept]:
@@ -357,19 +343,16 @@ class Store(ABC):
     def outbox(self) -> Described[tuple[Outbox, ...]]:
         """Return queued task runs, oldest first, for a broker that the store cannot write to."""
 
-    # Workers
-
     @abstractmethod
-    def publish(self, worker: str, tasks: Mapping[str, TaskOptions]) -> Described[None]:
-        """Say that a worker is alive (for 30 s) and what its tasks' decorators say."""
+    def publish(self, worker: str, tasks: Mapping[str, TaskOptions]) -> Described[tuple[str, ...]]:
+        """Say that a worker is alive (for 30 s) and what its tasks' decorators say.
+
+        Returns every queue (plain names) that a plan in the store names.
+        """
 
     @abstractmethod
     def task_options(self) -> Described[dict[str, TaskOptions]]:
         """Return what workers have published."""
-
-    @abstractmethod
-    def queues(self) -> Described[tuple[str, ...]]:
-        """Return every queue (plain names) that a plan in the store names."""
 
     # Reading
 
@@ -378,26 +361,24 @@ class Store(ABC):
         """Return a plan. Raises NotFound."""
 
     @abstractmethod
-    def get(self, run_id: str) -> Described[Run]:
-        """Return all of a run. Raises NotFound."""
-
-    @abstractmethod
-    def status_of(self, run_id: str) -> Described[str]:
-        """Return a run's status. Raises NotFound."""
+    def get(self, run_id: str) -> Described[tuple[FullRun, Plan]]:
+        """Return all of a run, and its plan. Raises NotFound."""
 
     @abstractmethod
     def list(self, which: Filter) -> Described[tuple[tuple[Run, ...], str | None]]:
-        """Return runs, newest first, without payload and tasks, and the next cursor."""
+        """Return runs, newest first, and the next cursor."""
 
     @abstractmethod
     def state(self, workflows: Sequence[str]) -> Described[StoreState]:
         """Return counts, and the newest of each workflow."""
 
-    @abstractmethod
-    def ping(self) -> Described[None]:
-        """Do nothing, if the store can."""
+
+def no_run(run_id: str) -> NotFound:
+    """Return the error for a run that is not there."""
+    return NotFound(f'No run has the id "{run_id}".')
 
 
-def encode(value: Any) -> bytes:
-    """Return JSON for what the store keeps."""
-    return msgspec.json.encode(value)
+def moved_on(run_id: str, status: str, launch: int) -> Conflict:
+    """Return the error for a relaunch of a run that is not as it was when it was looked at."""
+    what = "it was relaunched or changed by somebody else. Nothing was changed."
+    return Conflict(f"Run {run_id} is {status} in launch {launch}; {what}")

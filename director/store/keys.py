@@ -72,8 +72,7 @@ def lists(plan: Plan) -> set[str]:
     """Return the names of the lists that a plan's messages go to."""
     from director.messages import queue_list
 
-    nodes = [*plan.nodes, plan.success_hook, plan.failure_hook]
-    return {queue_list(node.queue, node.priority) for node in nodes if node and node.task}
+    return {queue_list(node.queue, node.priority) for node in plan.messaged}
 
 
 def _node_line(node: Node) -> str:

@@ -7,12 +7,13 @@ twin is `lua/common.lua`; the names of the moves are the same there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
 
 import msgspec
 
 from director import messages
 from director import plan as plans
-from director.models import Node, Plan, Run, TaskError, TaskRun
+from director.models import FullRun, Node, Plan, Progress, Run, RunError, TaskError, TaskRun, time_text
 from director.states import CANCELED, ENDED, PENDING, SKIPPED, WORD
 from director.store.base import LEASE_MS, UNKNOWN_MS, Begun, Next, Outcome, Ref
 
@@ -79,6 +80,10 @@ class Moves:
         self.data = data
         self.now = now
         self.max_lost = max_lost
+        self.wish: Next | None = None
+        self.holder = ""
+        self.kept: int | None = None
+        """What the wish was granted."""
 
     def node(self, number: int) -> tuple[Node, str]:
         """Return a number's node, and its kind when it is a hook."""
@@ -131,14 +136,14 @@ class Moves:
             self._delay(task, self.now + outcome.retry_in_ms)
             self.data[f"e{number}"] = msgspec.json.encode(outcome.error)
             return None
-        granted = _Wish(wish, holder)
+        self.wish, self.holder = wish, holder
         if outcome.error is not None:
-            self._complete(number, "f", msgspec.json.encode(outcome.error), granted)
+            self._complete(number, "f", msgspec.json.encode(outcome.error))
         else:
-            self._complete(number, "s", outcome.result or b"null", granted)
-        return granted.number
+            self._complete(number, "s", outcome.result or b"null")
+        return self.kept
 
-    def kept_by(self, number: int, token: str) -> int | None:
+    def kept_before(self, number: int, token: str) -> int | None:
         """Return what a repeated finish of `number` had begun with its wish's token."""
         candidates = [*self._releases(number), self.run.nodes + self.run.launch - 1]
         for candidate in candidates:
@@ -154,7 +159,7 @@ class Moves:
         task.losses += counted
         if counted and task.losses >= self.max_lost:
             message = f"its worker disappeared {task.losses} times"
-            self._complete(number, "f", _error("WorkerLost", message), _Wish(None, ""))
+            self._complete(number, "f", _error("WorkerLost", message))
         else:
             self.queue(number)
 
@@ -164,17 +169,18 @@ class Moves:
         if timeout_s and task.started is not None and self.now >= task.started + int(timeout_s * 1000):
             task.token = ""
             message = f"it took longer than its timeout of {timeout_s:g} s"
-            self._complete(number, "f", _error("Timeout", message), _Wish(None, ""))
+            self._complete(number, "f", _error("Timeout", message))
             return True
         self.take_back(number, counted=True)
         return False
 
     def unknown(self, number: int, error: TaskError) -> None:
-        """queued → retrying, or failed with `error` after too many losses."""
+        """queued or running → retrying, or failed with `error` after too many losses."""
         task = self.task(number)
         task.losses += 1
+        task.token = ""
         if task.losses >= self.max_lost:
-            self._complete(number, "f", msgspec.json.encode(error), _Wish(None, ""))
+            self._complete(number, "f", msgspec.json.encode(error))
         else:
             self._delay(task, self.now + UNKNOWN_MS)
 
@@ -248,17 +254,16 @@ class Moves:
         if self.run.s == "q" and number < self.run.nodes:  # a former launch's hook is none of this launch
             self.run.s, self.run.started = "r", self.now
 
-    def _queue_or_keep(self, number: int, wish: _Wish) -> None:
-        node = self.node(number)[0]
-        if wish.wants(node):
-            task = self.task(number)
-            task.queued = self.now
-            self._begin(number, task, wish.token, wish.holder)
-            wish.number = number
-        else:
-            self.queue(number)
+    def _queue_or_keep(self, number: int) -> None:
+        node, wish = self.node(number)[0], self.wish
+        fits = node.ahead and wish and messages.queue_list(node.queue, node.priority) == wish.queue
+        if wish is None or not fits or self.kept is not None:
+            return self.queue(number)
+        task = self.task(number)
+        task.queued, self.kept = self.now, number
+        self._begin(number, task, wish.token, self.holder)
 
-    def _release(self, children: Sequence[int], wish: _Wish) -> None:
+    def _release(self, children: Sequence[int]) -> None:
         for child in children:
             task, node = self.task(child), self.plan.nodes[child]
             if task.s != "p":
@@ -268,10 +273,10 @@ class Moves:
                 continue
             if not node.task:
                 task.s, task.ended = "s", self.now
-                self._release(node.children, wish)
+                self._release(node.children)
             else:
                 self.run.active += 1
-                self._queue_or_keep(child, wish)
+                self._queue_or_keep(child)
 
     def _releases(self, number: int) -> Iterator[int]:
         if number >= self.run.nodes:
@@ -285,7 +290,7 @@ class Moves:
     def _delay(self, task: Task, until: int) -> None:
         task.s, task.ended, task.lease = "y", until, None
 
-    def _complete(self, number: int, letter: str, body: bytes, wish: _Wish) -> None:
+    def _complete(self, number: int, letter: str, body: bytes) -> None:
         task, (node, kind) = self.task(number), self.node(number)
         task.s, task.ended, task.lease = letter, self.now, None
         if letter == "f":
@@ -300,41 +305,22 @@ class Moves:
         run.active -= 1
         if letter == "s":
             run.succeeded += 1
-            self._release(node.children, wish)
+            self._release(node.children)
         else:
             run.failed += 1
             if run.first_failed is None:
                 run.first_failed = number
         if run.active == 0:
-            self._end(wish)
+            self._end()
 
-    def _end(self, wish: _Wish) -> None:
+    def _end(self) -> None:
         run = self.run
         run.s = "s" if run.succeeded == run.total else "f"
         run.ended = self.now
         hook = self.plan.hook(run.s)
         run.hooks += run.s if hook else "-"
         if hook:
-            self._queue_or_keep(run.nodes + run.launch - 1, wish)
-
-
-class _Wish:
-    """A caller's wish for one more task run, and what it was granted."""
-
-    def __init__(self, wish: Next | None, holder: str) -> None:
-        self.open = wish is not None
-        self.queue = wish.queue if wish else ""
-        self.token = wish.token if wish else ""
-        self.holder = holder
-        self.number: int | None = None
-
-    def wants(self, node: Node) -> bool:
-        return (
-            self.open
-            and self.number is None
-            and node.ahead
-            and messages.queue_list(node.queue, node.priority) == self.queue
-        )
+            self._queue_or_keep(run.nodes + run.launch - 1)
 
 
 def _error(kind: str, message: str) -> bytes:
@@ -346,58 +332,62 @@ def _error(kind: str, message: str) -> bytes:
 _ERROR = msgspec.json.Decoder(TaskError)
 
 
-def header(run: RunState, data: Mapping[str, bytes]) -> Run:
-    """Return a run as listings show it. `data` needs t, c, z and the first failure's error only."""
-    error = data.get(f"e{run.first_failed}")
-    return Run(
-        id=run.id,
-        workflow=run.workflow,
-        status=WORD[run.s],
-        launch=run.launch,
-        trigger=msgspec.json.decode(data.get("t", b"{}")),
-        comment=data.get("c", b"").decode(),
-        relaunch_of=data["z"].decode() if "z" in data else None,
-        created_at=run.created,
-        started_at=run.started,
-        ended_at=run.ended,
-        total=run.total,
-        succeeded=run.succeeded,
-        failed=run.failed,
-        error=_ERROR.decode(error) if error else None,
-        plan=run.plan,
-    )
+def header(run: RunState, data: Mapping[str, bytes], failed_key: str) -> Run:
+    """Return a run as listings show it.
+
+    Args:
+        run: its state; task runs are not looked at.
+        data: t, c, z and the first failure's error.
+        failed_key: of the first failed task run.
+    """
+    return Run(**_header(run, data, failed_key))
 
 
-def view(run: RunState, plan: Plan, data: Mapping[str, bytes]) -> Run:
+def view(run: RunState, plan: Plan, data: Mapping[str, bytes]) -> FullRun:
     """Return all of a run."""
-    return msgspec.structs.replace(
-        header(run, data),
-        error_task=None if run.first_failed is None else plan.nodes[run.first_failed].key,
-        payload=msgspec.Raw(data.get("p", b"{}")),
-        tasks=tuple(_task_runs(run, plan, data)),
-    )
-
-
-def _task_runs(run: RunState, plan: Plan, data: Mapping[str, bytes]) -> Iterator[TaskRun]:
-    for number, node in enumerate(plan.nodes[: plan.total]):
-        parents = tuple(plan.nodes[parent].key for parent in plans.inputs(plan, number))
-        yield _task_run(run, node, number, data, parents, hook=False)
-    for launch, kind in enumerate(run.hooks):
+    failed_key = "" if run.first_failed is None else plan.nodes[run.first_failed].key
+    tasks = [
+        _task_run(run, node, number, data, tuple(plan.nodes[parent].key for parent in plans.inputs(plan, number)))
+        for number, node in enumerate(plan.nodes[: plan.total])
+    ]
+    for number, kind in enumerate(run.hooks, run.nodes):
         hook = plan.hook(kind)
-        if hook and str(run.nodes + launch) in run.tasks:
-            yield _task_run(run, hook, run.nodes + launch, data, (), hook=True)
+        if hook and str(number) in run.tasks:
+            tasks.append(_task_run(run, hook, number, data, ()))
+    payload = msgspec.Raw(data.get("p", b"{}"))
+    return FullRun(**_header(run, data, failed_key), payload=payload, tasks=tuple(tasks))
+
+
+def _header(run: RunState, data: Mapping[str, bytes], failed_key: str) -> dict[str, Any]:
+    text = data.get(f"e{run.first_failed}")
+    error = _ERROR.decode(text) if text else None
+    timed = run.started is not None and run.ended is not None
+    return {
+        "id": run.id,
+        "workflow": run.workflow,
+        "status": WORD[run.s],
+        "launch": run.launch,
+        "trigger": msgspec.json.decode(data.get("t", b"{}")),
+        "comment": data.get("c", b"").decode(),
+        "relaunch_of": data["z"].decode() if "z" in data else None,
+        "created_at": time_text(run.created),
+        "started_at": time_text(run.started),
+        "ended_at": time_text(run.ended),
+        "duration_s": ((run.ended or 0) - (run.started or 0)) / 1000 if timed else None,
+        "progress": Progress(total=run.total, succeeded=run.succeeded, failed=run.failed),
+        "error": RunError(task=failed_key, type=error.type, message=error.message) if error else None,
+    }
 
 
 def _task_run(
-    run: RunState, node: Node, number: int, data: Mapping[str, bytes], parents: tuple[str, ...], *, hook: bool
+    run: RunState, node: Node, number: int, data: Mapping[str, bytes], parents: tuple[str, ...]
 ) -> TaskRun:
     task = run.tasks.get(str(number)) or Task()
     status = WORD[task.s]
     if status == PENDING and WORD[run.s] in ENDED:
         status = CANCELED if WORD[run.s] == CANCELED else SKIPPED
     result, error = data.get(f"r{number}"), data.get(f"e{number}")
-    if task.s == "s" and result is None:
-        result = b"null"
+    waits = task.s == "y"
     return TaskRun(
         number=number,
         key=node.key,
@@ -406,11 +396,11 @@ def _task_run(
         attempts=task.attempts,
         parents=parents,
         queue=node.queue,
-        hook=hook,
-        queued_at=task.queued,
-        started_at=task.started,
-        ended_at=None if task.s == "y" else task.ended,
-        next_at=task.ended if task.s == "y" else None,
+        hook=number >= run.nodes,
+        queued_at=time_text(task.queued),
+        started_at=time_text(task.started),
+        ended_at=None if waits else time_text(task.ended),
+        next_at=time_text(task.ended) if waits else None,
         worker=task.holder or None,
         result=msgspec.Raw(result) if result is not None else None,
         error=_ERROR.decode(error) if error else None,

@@ -11,96 +11,72 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, get, post
-from litestar.datastructures import State
+from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from director import states
-from director.definitions import describe
 from director.errors import InvalidPayload
-from director.models import Workflow
+from director.models import FullRun, Run, Workflow
 from director.store.base import Dedupe, Filter, WorkflowState
-from director.web import bodies
+from director.web import bodies, shapes
 from director.web.problems import Refusal
 from director.web.service import Service
-from director.web.shapes import (
-    FullRun,
-    RelaunchedShape,
-    RunList,
-    StartedShape,
-    WorkflowList,
-    WorkflowShape,
-    full_run,
-    run_shape,
-    time_text,
-)
 
 IDEMPOTENCY_S = 72 * 3600
 MAX_WAIT_S = 60.0
 MAX_LIMIT = 200
 WAIT_LOOK_S = (0.01, 0.25)
 """How often a waiting request looks: at first, and at the most."""
-Anything = Request[Any, Any, Any]
+AnyRequest = Request[Any, Any, Any]
+Wait = Annotated[float, QueryParameter(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the end")]
+Comment = Annotated[str, QueryParameter(max_length=1000)]
+Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)]
+Text = FromQuery[str | None]
 
 
-async def read_object(request: Anything) -> dict[str, Any]:
+async def read_object(request: AnyRequest) -> dict[str, Any]:
     """Return the body as an object; an empty body is `{}`.
 
     Raises:
         Refusal: 400 for what is no JSON, 408, 413, 415 as in `bodies.read`.
         InvalidPayload: it is JSON, but no object.
     """
-    try:
-        body = await bodies.read(request.scope["headers"], request.receive)
-    except bodies.Disconnected:
-        raise Refusal(400, "The body ended early.") from None
-    if not body.strip():
-        return {}
-    value = bodies.decode_json(body)
+    body = await bodies.read(request.scope["headers"], request.receive)
+    value = bodies.decode_json(body) if body.strip() else {}
     if not isinstance(value, dict):
-        kinds = {list: "an array", str: "a text", bool: "a boolean", type(None): "null"}
-        kind = kinds.get(type(value), "a number")
+        kind = {list: "an array", str: "a text", bool: "a boolean", type(None): "null"}.get(
+            type(value), "a number"
+        )
         raise InvalidPayload(
             f'The body must be an object such as {{"key": "value"}}; this is {kind}.', [f"$: is {kind}"]
         )
     return value
 
 
-def find(service: Service, name: str) -> Workflow:
-    """Return a workflow that is in service."""
-    return service.definitions.workflow(name)
+def shown(run: Any, service: Service) -> Any:
+    """Return a run with its address."""
+    return msgspec.structs.replace(run, url=service.settings.run_url(run.id))
 
 
 @get("/workflows", summary="All workflows", operation_id="ListWorkflows")
-async def list_workflows(state: State) -> WorkflowList:
+async def list_workflows(service: NamedDependency[Service]) -> shapes.WorkflowList:
     """Return every workflow in service with its newest run, and every problem of the files."""
-    service: Service = state.service
     project = service.definitions.project
-    known = await service.calls.do(service.store.state(list(project.workflows)))
-    return WorkflowList(
-        workflows=[_workflow(workflow, known.workflows[name]) for name, workflow in project.workflows.items()],
-        problems=[str(problem) for problem in project.problems],
-    )
+    known = await service.do(service.store.state(list(project.workflows)))
+    views = [_view(workflow, known.workflows[name]) for name, workflow in project.workflows.items()]
+    return shapes.WorkflowList(workflows=views, problems=[str(problem) for problem in project.problems])
 
 
 @get("/workflows/{name:str}", summary="One workflow", operation_id="GetWorkflow")
-async def get_workflow(state: State, name: FromPath[str]) -> WorkflowShape:
+async def get_workflow(service: NamedDependency[Service], name: FromPath[str]) -> shapes.WorkflowView:
     """Return a workflow's definition and its newest run."""
-    service: Service = state.service
-    workflow = find(service, name)
-    known = await service.calls.do(service.store.state([name]))
-    return _workflow(workflow, known.workflows[name])
+    workflow = service.definitions.workflow(name)
+    known = await service.do(service.store.state([name]))
+    return _view(workflow, known.workflows[name])
 
 
-def _workflow(workflow: Workflow, line: WorkflowState) -> WorkflowShape:
-    shown = {
-        **describe(workflow),
-        "status": line.status,
-        "last_run": line.last_run,
-        "last_success_at": time_text(line.last_success_at),
-        "active": line.active,
-        "next_due": None,
-    }
-    return msgspec.convert(shown, WorkflowShape)
+def _view(workflow: Workflow, known: WorkflowState) -> shapes.WorkflowView:
+    return shapes.WorkflowView(**msgspec.structs.asdict(workflow), **msgspec.structs.asdict(known))
 
 
 @post(
@@ -110,33 +86,32 @@ def _workflow(workflow: Workflow, line: WorkflowState) -> WorkflowShape:
     operation_id="StartRun",
 )
 async def start_run(
-    request: Anything,
-    state: State,
+    request: AnyRequest,
+    service: NamedDependency[Service],
     name: FromPath[str],
-    wait: Annotated[float, QueryParameter(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the end")] = 0,
-    comment: Annotated[str, QueryParameter(max_length=1000)] = "",
-) -> Response[StartedShape | FullRun]:
+    wait: Wait = 0,
+    comment: Comment = "",
+) -> Response[shapes.StartedRun | FullRun]:
     """Start a run: 202, or with `wait` 200 and the whole run once it has ended.
 
     With an `Idempotency-Key` (72 h) the same payload gives 200 and the same run, another one 422.
     """
-    service: Service = state.service
     payload = await read_object(request)
-    workflow = find(service, name)
-    steps = service.engine.start(
-        workflow, payload, trigger={"kind": "api"}, comment=comment, dedupe=_idempotency(request.headers, payload)
-    )
-    started = await service.calls.run(steps)
+    workflow, dedupe = service.definitions.workflow(name), _idempotency(request.headers, payload)
+    steps = service.engine.start(workflow, payload, trigger={"kind": "api"}, comment=comment, dedupe=dedupe)
+    started = await service.run(steps)
     if started.conflict:
         raise InvalidPayload(
             f"This Idempotency-Key has started run {started.run_id} with another payload. Nothing was started."
         )
+    status = states.QUEUED
+    if wait or started.duplicate:
+        run = await _wait(service, started.run_id, wait)
+        if wait and run.status in states.ENDED:
+            return Response(shown(run, service), status_code=200)
+        status = run.status
     url = service.settings.run_url(started.run_id)
-    status = await _wait(service, started.run_id, wait) if wait or started.duplicate else states.QUEUED
-    if wait and status in states.ENDED:
-        run = await service.calls.do(service.store.get(started.run_id))
-        return Response(full_run(run, service.settings), status_code=200)
-    shape = StartedShape(id=started.run_id, workflow=name, status=status, url=url)
+    shape = shapes.StartedRun(id=started.run_id, workflow=name, status=status, url=url)
     return Response(shape, status_code=200 if started.duplicate else 202, headers={"Location": url})
 
 
@@ -147,91 +122,76 @@ def _idempotency(headers: Mapping[str, str], payload: Mapping[str, Any]) -> Dedu
     if len(key) > 255:
         raise Refusal(400, "The Idempotency-Key has more than 255 characters.")
     canonical = msgspec.json.encode(payload, order="deterministic")
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    return Dedupe(key=f"api:{name}", ttl_s=IDEMPOTENCY_S, fingerprint=hashlib.sha256(canonical).hexdigest()[:16])
+    name, fingerprint = (hashlib.sha256(text).hexdigest() for text in (key.encode(), canonical))
+    return Dedupe(key=f"api:{name[:32]}", ttl_s=IDEMPOTENCY_S, fingerprint=fingerprint[:16])
 
 
-async def _wait(service: Service, run_id: str, seconds: float) -> str:
-    """Return the run's status once it has ended, or as it is when the time is over.
+async def _wait(service: Service, run_id: str, seconds: float) -> FullRun:
+    """Return the run once it has ended, or as it is when the time is over.
 
     It looks after 10 ms, then less and less often, at last four times a second: a short run is answered at
     once, and a long one costs little.
     """
-    deadline = asyncio.get_running_loop().time() + seconds
-    pause_s, longest_s = WAIT_LOOK_S
+    clock = asyncio.get_running_loop().time
+    deadline, (pause_s, longest_s) = clock() + seconds, WAIT_LOOK_S
     while True:
-        status = await service.calls.do(service.store.status_of(run_id))
-        left_s = deadline - asyncio.get_running_loop().time()
-        if status in states.ENDED or left_s <= 0:
-            return status
+        run, _ = await service.do(service.store.get(run_id))
+        left_s = deadline - clock()
+        if run.status in states.ENDED or left_s <= 0:
+            return run
         await asyncio.sleep(min(pause_s, left_s))
         pause_s = min(pause_s * 1.5, longest_s)
 
 
 @get("/workflows/{name:str}/runs", summary="Runs of a workflow", operation_id="ListRunsOfWorkflow")
 async def list_runs_of_workflow(
-    state: State,
+    service: NamedDependency[Service],
     name: FromPath[str],
-    status: FromQuery[str | None] = None,
-    since: FromQuery[str | None] = None,
-    until: FromQuery[str | None] = None,
-    cursor: FromQuery[str | None] = None,
-    limit: Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)] = 50,
-) -> RunList:
+    status: Text = None,
+    since: Text = None,
+    until: Text = None,
+    cursor: Text = None,
+    limit: Limit = 50,
+) -> shapes.RunList:
     """Return runs, newest first. A workflow that is gone still has its runs."""
-    page = await _list(state.service, name, status, since, until, cursor, limit)
-    if not page.runs and not cursor and name not in state.service.definitions.project.workflows:
-        find(state.service, name)
+    times = _instant("since", since), _instant("until", until)
+    page = await _list(service, Filter(name, status, *times, _cursor(cursor), limit))
+    if not page.runs and not cursor:
+        service.definitions.workflow(name)
     return page
 
 
 @get("/runs", summary="Runs, newest first", operation_id="ListRuns")
 async def list_runs(
-    state: State,
-    workflow: FromQuery[str | None] = None,
-    status: FromQuery[str | None] = None,
-    since: FromQuery[str | None] = None,
-    until: FromQuery[str | None] = None,
-    cursor: FromQuery[str | None] = None,
-    limit: Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)] = 50,
-) -> RunList:
+    service: NamedDependency[Service],
+    workflow: Text = None,
+    status: Text = None,
+    since: Text = None,
+    until: Text = None,
+    cursor: Text = None,
+    limit: Limit = 50,
+) -> shapes.RunList:
     """Return runs, filtered; `next` is the cursor of the next page."""
-    return await _list(state.service, workflow, status, since, until, cursor, limit)
+    times = _instant("since", since), _instant("until", until)
+    return await _list(service, Filter(workflow, status, *times, _cursor(cursor), limit))
 
 
-async def _list(
-    service: Service,
-    workflow: str | None,
-    status: str | None,
-    since: str | None,
-    until: str | None,
-    cursor: str | None,
-    limit: int,
-) -> RunList:
-    if status is not None and status not in states.RUN_STATES:
-        raise Refusal(400, f'There is no status "{status}"; there are {", ".join(states.RUN_STATES)}.')
-    which = Filter(
-        workflow=workflow,
-        status=status,
-        since=_instant("since", since),
-        until=_instant("until", until),
-        after=_cursor(cursor),
-        limit=limit,
-    )
-    runs, following = await service.calls.do(service.store.list(which))
-    return RunList(runs=[run_shape(run, service.settings) for run in runs], next=following)
+async def _list(service: Service, which: Filter) -> shapes.RunList:
+    if which.status is not None and which.status not in states.RUN_STATES:
+        raise Refusal(400, f'There is no status "{which.status}"; there are {", ".join(states.RUN_STATES)}.')
+    runs, following = await service.do(service.store.list(which))
+    return shapes.RunList(runs=[shown(run, service) for run in runs], next=following)
 
 
 def _cursor(text: str | None) -> str | None:
-    if text is None:
-        return None
     try:
-        return str(uuid.UUID(text))
+        return str(uuid.UUID(text)) if text is not None else None
     except ValueError:
         raise Refusal(400, f'cursor is "{text}"; expected the `next` of an earlier page.') from None
 
 
 def _instant(name: str, text: str | None) -> int | None:
+    """Return a time with a zone as ms."""
     if text is None:
         return None
     try:
@@ -244,20 +204,20 @@ def _instant(name: str, text: str | None) -> int | None:
 
 
 @get("/runs/{run_id:str}", summary="All of a run", operation_id="GetRun")
-async def get_run(state: State, run_id: FromPath[str]) -> FullRun:
+async def get_run(service: NamedDependency[Service], run_id: FromPath[str]) -> FullRun:
     """Return a run with payload, task runs, results and errors."""
-    service: Service = state.service
-    return full_run(await service.calls.do(service.store.get(run_id)), service.settings)
+    run, _ = await service.do(service.store.get(run_id))
+    found: FullRun = shown(run, service)
+    return found
 
 
 @post(
     "/runs/{run_id:str}/relaunch", summary="Run again what is needed", status_code=202, operation_id="RelaunchRun"
 )
 async def relaunch_run(
-    request: Anything, state: State, run_id: FromPath[str], plan: FromQuery[bool] = False
-) -> Response[RelaunchedShape]:
+    request: AnyRequest, service: NamedDependency[Service], run_id: FromPath[str], plan: FromQuery[bool] = False
+) -> Response[shapes.Relaunch]:
     """Relaunch from what failed, from the start, or from a task; `plan=1` only says what would run."""
-    service: Service = state.service
     order = await read_object(request)
     unknown = sorted(set(order) - {"from", "payload"})
     origin, payload = order.get("from", "failed"), order.get("payload")
@@ -266,40 +226,25 @@ async def relaunch_run(
             'The body must be {"from": "failed", "start" or a task\'s key, "payload": an object}, both optional.',
             [f"$.{key}: unknown" for key in unknown],
         )
-    done = await service.calls.run(
-        service.engine.relaunch(
-            run_id,
-            service.definitions.workflow,
-            origin=origin,
-            payload=payload,
-            trigger={"kind": "api"},
-            plan_only=plan,
-        )
+    find, trigger = service.definitions.workflow, {"kind": "api"}
+    done = await service.run(
+        service.engine.relaunch(run_id, find, origin=origin, payload=payload, trigger=trigger, plan_only=plan)
     )
     url = service.settings.run_url(done.id)
-    shape = RelaunchedShape(
-        id=done.id, url=url, rerun=list(done.rerun), keep=list(done.keep), note=done.note or None
-    )
+    shape = shapes.Relaunch(id=done.id, url=url, rerun=done.rerun, keep=done.keep, note=done.note or None)
     return Response(shape, status_code=200 if plan else 202, headers={} if plan else {"Location": url})
 
 
 @post("/runs/{run_id:str}/cancel", summary="End a run at once", status_code=202, operation_id="CancelRun")
-async def cancel_run(state: State, run_id: FromPath[str]) -> StartedShape:
+async def cancel_run(service: NamedDependency[Service], run_id: FromPath[str]) -> shapes.StartedRun:
     """Cancel a run that has not ended."""
-    service: Service = state.service
-    await service.calls.run(service.engine.cancel(run_id))
-    run = await service.calls.do(service.store.get(run_id))
+    await service.run(service.engine.cancel(run_id))
+    run: Run = (await service.do(service.store.get(run_id)))[0]
     url = service.settings.run_url(run_id)
-    return StartedShape(id=run_id, workflow=run.workflow, status=states.CANCELED, url=url)
+    return shapes.StartedRun(id=run_id, workflow=run.workflow, status=run.status, url=url)
 
 
 HANDLERS = [
-    list_workflows,
-    get_workflow,
-    start_run,
-    list_runs_of_workflow,
-    list_runs,
-    get_run,
-    relaunch_run,
-    cancel_run,
+    *(list_workflows, get_workflow, start_run, list_runs_of_workflow),
+    *(list_runs, get_run, relaunch_run, cancel_run),
 ]

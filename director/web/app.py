@@ -10,6 +10,7 @@ from typing import Any
 
 from litestar import Litestar, Router, asgi
 from litestar.datastructures import State
+from litestar.di import Provide
 
 from director import log
 from director.settings import MAX_PAYLOAD_BYTES, Settings
@@ -21,8 +22,8 @@ from director.web.webhooks import Webhooks
 REFRESH_S = 1.0
 STORE_TIMEOUT_S = 0.9
 LATER_S = 0.1
-"""What the first answer does not need is imported so long after the start: 0.1 s each for structlog and
-redis, 0.5 s for Celery, and imports in one thread slow all others down."""
+"""What the first answer does not need is imported so long after the start: 0.1 s for structlog, 0.5 s for
+Celery, and imports in one thread slow all others down."""
 
 logger = log.get("director.web")
 
@@ -41,7 +42,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, schedul
     settings = settings or Settings.from_env()
     log.configure(settings.log_level, gathered=True)
     service = Service(settings, open_store(settings, timeout_s=STORE_TIMEOUT_S))
-    webhooks = Webhooks(settings, service.definitions, service.engine, service.calls)
+    webhooks = Webhooks(service)
 
     @asgi("/hooks", is_mount=True, copy_scope=False)
     async def hooks(scope: Any, receive: Any, send: Any) -> None:
@@ -49,16 +50,13 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, schedul
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        service.calls.start()
         companion = _Companion(service, worker=worker, scheduler=scheduler)
         companion.start()
         try:
             yield
         finally:
-            await companion.stop()
-            await service.calls.stop()
-            service.store.close()
-            log.flush()
+            await asyncio.to_thread(companion.stop)
+            service.close()
 
     guarded = Router("/", route_handlers=[*api.HANDLERS, status.sources], guards=[auth.require_access])
     glance = Router(
@@ -66,6 +64,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, schedul
     )
     return Litestar(
         [hooks, guarded, glance, status.live, status.ready],
+        dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         lifespan=[lifespan],
         state=State({"service": service}),
         exception_handlers=problems.HANDLERS,
@@ -89,31 +88,29 @@ class _Companion:
     def start(self) -> None:
         self._thread.start()
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Stop what was started, last things first; a worker gets its grace."""
         self._ended.set()
-        await asyncio.to_thread(self._thread.join)
+        self._thread.join()
         for thread in reversed(self._started):
-            await asyncio.to_thread(thread.stop)
+            thread.stop()
 
     def _run(self) -> None:
         if self._ended.wait(LATER_S):
             return
-        self._start_threads()
+        settings, store = self._service.settings, self._service.store
+        if self._scheduler:
+            from director.scheduler import Loop
+
+            self._begin(Loop(settings, store, on_death=self._service.on_death))
+        if self._worker:
+            from director.worker import EmbeddedWorker
+
+            self._begin(EmbeddedWorker(settings, store))
         for text in status.problems_of(self._service):
             logger.warning("service.problem", problem=text)
         while not self._ended.wait(REFRESH_S):
             self._refresh()
-
-    def _start_threads(self) -> None:
-        if self._scheduler:
-            from director.scheduler import Loop
-
-            self._begin(Loop(self._service.settings, self._service.store, on_death=self._service.on_death))
-        if self._worker:
-            from director.worker import EmbeddedWorker
-
-            self._begin(EmbeddedWorker(self._service.settings, self._service.store))
 
     def _begin(self, thread: Any) -> None:
         if not self._ended.is_set():

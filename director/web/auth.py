@@ -22,16 +22,8 @@ def require_access(connection: Connection, _: BaseRouteHandler) -> None:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         # Repeats are joined as HTTP says, so that a second one can only add to what is refused.
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-    denial = authorize(
-        service.settings.token,
-        authorization=headers.get("authorization"),
-        peer=connection.client.host if connection.client else None,
-        host=headers.get("host"),
-        headers=headers,
-        content_type=headers.get("content-type"),
-        has_body=has_body,
-    )
+    peer = connection.client.host if connection.client else None
+    denial = authorize(service.settings.token, peer=peer, headers=headers)
     if denial is not None:
         raise HTTPException(status_code=denial.status, detail=denial.detail)
 

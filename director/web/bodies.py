@@ -23,56 +23,38 @@ MAX_FIELDS = 1000
 Headers = Iterable[tuple[bytes, bytes]]
 _decode = msgspec.json.Decoder().decode
 _CLOSE = {"Connection": "close"}
-
-
-class Disconnected(Exception):
-    """The sender has gone; nobody waits for an answer."""
+"""Without it the server would go on reading, to throw away, whatever the sender still sends."""
 
 
 async def read(headers: Headers, receive: Any) -> bytes:
     """Return the body as it was sent.
 
     Raises:
-        Refusal: 413 over MAX_PAYLOAD_BYTES (nothing more is read), 408 after DEADLINE_S, 415 when it is encoded.
-        Disconnected: the sender went away.
+        Refusal: 413 over MAX_PAYLOAD_BYTES (nothing more is read), 408 after DEADLINE_S, 415 when it is
+            encoded, 400 when the sender goes away.
     """
     for name, value in headers:
         if name == b"content-length" and value.isdigit() and int(value) > MAX_PAYLOAD_BYTES:
             raise _too_large()
         if name == b"content-encoding" and value.lower() != b"identity":
             raise Refusal(415, "Send the body without Content-Encoding.", headers=_CLOSE)
+    parts, size, more = [], 0, True
     try:
         async with asyncio.timeout(DEADLINE_S):
-            message = await receive()
-            if not message.get("more_body"):
-                return _bounded(message)
-            return await _rest(message, receive)
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refusal(400, "The body ended early.")
+                parts.append(message.get("body", b""))
+                size, more = size + len(parts[-1]), message.get("more_body", False)
+                if size > MAX_PAYLOAD_BYTES:
+                    raise _too_large()
     except TimeoutError:
         raise Refusal(408, f"The body did not arrive within {DEADLINE_S:g} s.", headers=_CLOSE) from None
-
-
-async def _rest(message: Any, receive: Any) -> bytes:
-    chunks, size = [_bounded(message)], len(message.get("body", b""))
-    while message.get("more_body"):
-        message = await receive()
-        chunks.append(_bounded(message))
-        size += len(chunks[-1])
-        if size > MAX_PAYLOAD_BYTES:
-            raise _too_large()
-    return b"".join(chunks)
-
-
-def _bounded(message: Any) -> bytes:
-    if message["type"] == "http.disconnect":
-        raise Disconnected
-    body: bytes = message.get("body", b"")
-    if len(body) > MAX_PAYLOAD_BYTES:
-        raise _too_large()
-    return body
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _too_large() -> Refusal:
-    # Without the close the server would go on reading, to throw away, whatever the sender still sends.
     return Refusal(413, f"The body is over the limit of {MAX_PAYLOAD_BYTES} bytes.", headers=_CLOSE)
 
 
@@ -85,9 +67,8 @@ def decode(headers: Headers, body: bytes) -> Any:
     kind = next((value for name, value in headers if name == b"content-type"), b"")
     if kind.partition(b";")[0].strip().lower() == b"application/x-www-form-urlencoded":
         try:
-            fields = dict(
-                parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")
-            )
+            limits = {"max_num_fields": MAX_FIELDS, "errors": "strict"}
+            fields = dict(parse_qsl(body.decode(), keep_blank_values=True, **limits))  # type: ignore[arg-type]
         except ValueError as exc:
             raise Refusal(400, f"The body is not a form of at most {MAX_FIELDS} fields: {exc}.") from None
         if "payload" not in fields:
@@ -109,22 +90,16 @@ def decode_json(body: bytes) -> Any:
     except ValueError as exc:
         raise Refusal(400, f"The body is not valid JSON: {exc}.") from None
     # A body with few brackets is not deep; counting them costs next to nothing.
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_deep(value):
-        raise _too_deep()
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
+        level = [value]
+        for _ in range(MAX_DEPTH):
+            members = [
+                one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+            ]
+            level = [inner for several in members for inner in several]
+        if any(isinstance(one, dict | list) for one in level):
+            raise _too_deep()
     return value
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _members(outer) if isinstance(inner, dict | list)]
-        if not level:
-            return False
-    return True
-
-
-def _members(container: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return container.values() if isinstance(container, dict) else container
 
 
 def _too_deep() -> Refusal:

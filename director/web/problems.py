@@ -31,66 +31,38 @@ class Refusal(Exception):
         self, status: int, detail: str | None = None, *, headers: dict[str, str] | None = None, **more: Any
     ) -> None:
         super().__init__(status, detail)
-        self.status = status
-        self.members = body(status, detail, **more)
-        self.headers = headers or {}
+        self.status, self.detail, self.headers, self.more = status, detail, headers or {}, more
 
 
-def body(status: int, detail: str | None = None, **more: Any) -> dict[str, Any]:
-    """Return a problem's members."""
-    problem = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
-    return {**problem, **({"detail": detail} if detail else {}), **more}
+def refusal(exc: Exception) -> Refusal:
+    """Return how an error is answered; of a bug the caller learns only that there is one."""
+    if isinstance(exc, Refusal):
+        return exc
+    if isinstance(exc, errors.DirectorError):
+        status = next((code for kind, code in STATUS.items() if isinstance(exc, kind)), 500)
+        more = {name: list(getattr(exc, name)) for name in ("problems", "paths") if hasattr(exc, name)}
+        return Refusal(status, str(exc), headers={"Retry-After": "1"} if status == 503 else None, **more)
+    if isinstance(exc, HTTPException):  # unknown routes and methods, malformed requests, large bodies
+        headers = dict(exc.headers or {})
+        if exc.status_code == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        detail = exc.detail if exc.detail != HTTPStatus(exc.status_code).phrase else None
+        if isinstance(exc.extra, list) and exc.extra:
+            # Litestar's own text names the whole address; what was wrong with which parameter is in `extra`.
+            detail = "; ".join(f"{part.get('key', '')}: {part.get('message', '')}" for part in exc.extra) + "."
+        return Refusal(exc.status_code, detail, headers=headers)
+    return Refusal(500, "This is a bug of the service; its log has the details.")
 
 
-def of_error(exc: errors.DirectorError) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Return status, members and headers for one of our errors."""
-    status = next((code for kind, code in STATUS.items() if isinstance(exc, kind)), 500)
-    more: dict[str, Any] = {}
-    if isinstance(exc, errors.DefinitionError):
-        more["problems"] = list(exc.problems)
-    if isinstance(exc, errors.InvalidPayload):
-        more["paths"] = list(exc.paths)
-    headers = {"Retry-After": "1"} if status == 503 else {}
-    return status, body(status, str(exc), **more), headers
+def answer(request: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
+    """Answer any error of a handler."""
+    found = refusal(exc)
+    if found.status == 500:
+        logger.error("request.failed", path=request.scope["path"], reason=repr(exc), exc_info=exc)
+    members = {"type": "about:blank", "title": HTTPStatus(found.status).phrase, "status": found.status}
+    members |= {"detail": found.detail} if found.detail else {}
+    body = msgspec.json.encode(members | found.more)
+    return Response(body, status_code=found.status, media_type=MEDIA_TYPE, headers=found.headers)
 
 
-def answer(status: int, members: dict[str, Any], headers: dict[str, str] | None = None) -> Response[bytes]:
-    """Return a problem as a response."""
-    return Response(msgspec.json.encode(members), status_code=status, media_type=MEDIA_TYPE, headers=headers or {})
-
-
-def on_refusal(_: Request[Any, Any, Any], exc: Refusal) -> Response[bytes]:
-    """Answer a refusal."""
-    return answer(exc.status, exc.members, exc.headers)
-
-
-def on_director_error(_: Request[Any, Any, Any], exc: errors.DirectorError) -> Response[bytes]:
-    """Answer one of our errors."""
-    return answer(*of_error(exc))
-
-
-def on_http_error(_: Request[Any, Any, Any], exc: HTTPException) -> Response[bytes]:
-    """Answer what Litestar refuses: unknown routes and methods, malformed requests, large bodies."""
-    headers = dict(exc.headers or {})
-    if exc.status_code == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    phrase = HTTPStatus(exc.status_code).phrase
-    detail = exc.detail if exc.detail != phrase else None
-    if isinstance(exc.extra, list) and exc.extra:
-        # Litestar's own text names the whole address; what was wrong with which parameter is in `extra`.
-        detail = "; ".join(f"{part.get('key', '')}: {part.get('message', '')}" for part in exc.extra) + "."
-    return answer(exc.status_code, body(exc.status_code, detail), headers)
-
-
-def on_any_error(request: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
-    """Log a bug; the caller learns only that there is one."""
-    logger.error("request.failed", path=request.scope["path"], reason=repr(exc), exc_info=exc)
-    return answer(500, body(500, "This is a bug of the service; its log has the details."))
-
-
-HANDLERS: dict[Any, Any] = {
-    Refusal: on_refusal,
-    errors.DirectorError: on_director_error,
-    HTTPException: on_http_error,
-    Exception: on_any_error,
-}
+HANDLERS: dict[Any, Any] = {HTTPException: answer, Exception: answer}

@@ -1,29 +1,78 @@
-"""What handlers share: one object per web process, kept in the application's state."""
+"""What handlers share: one object per web process, injected as `service`."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from director.definitions import Definitions
 from director.engine import Engine
+from director.errors import DirectorError, StoreUnavailable
 from director.settings import Settings
-from director.store.base import Store
-from director.web.calls import Calls
+from director.store.base import Described, Steps, Store
+
+T = TypeVar("T")
+BACKLOG = 1000
 
 
 class Service:
-    """Settings, definitions, engine and the store thread of a web process."""
+    """Settings, definitions and engine, and the way to the store: its own asyncio link, else a few threads."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self.settings = settings
         self.store = store
         self.definitions = Definitions(settings.home, settings.environ)
-        self.calls = Calls(store, link=store.link())
         self.engine = Engine(store)
         self.on_death: Callable[[BaseException], None] = _end_process
         """What a dead scheduler thread calls."""
+        self._link = store.link()
+        self._threads = ThreadPoolExecutor(1 if settings.embedded else 8, "store")
+        self._waiting = 0
+
+    async def do(self, call: Described[T]) -> T:
+        """Make one call; return its answer or raise its error.
+
+        Raises:
+            StoreUnavailable: the store did not answer, or too many calls wait for it.
+        """
+        if self._link is not None:
+            answer: T = await self._link.submit(call)
+            if isinstance(answer, DirectorError):
+                raise answer
+            return answer
+        if self._waiting >= BACKLOG:
+            raise StoreUnavailable(f"{self._waiting} calls wait for the store already; ask again later.")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self.store.do, call)
+        finally:
+            self._waiting -= 1
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Make the calls of a flow one after the other; return the flow's result."""
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    answer = await self.do(call)
+                except DirectorError as exc:
+                    call = steps.throw(exc)
+                else:
+                    call = steps.send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def close(self) -> None:
+        """Answer what waits; later calls get StoreUnavailable."""
+        if self._link is not None:
+            self._link.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.store.close()
 
 
 def _end_process(_: BaseException) -> None:

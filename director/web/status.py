@@ -9,33 +9,33 @@ from typing import Any
 
 import msgspec
 from litestar import Request, Response, get
-from litestar.datastructures import State
+from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from director import states
 from director.errors import StoreUnavailable
-from director.store.base import StoreState
+from director.models import time_ms, time_text
+from director.store.base import StoreState, WorkflowState
+from director.web import shapes
 from director.web.problems import Refusal
 from director.web.service import Service
-from director.web.shapes import SecretShape, SourceList, SourceShape, Status, WorkflowStatus, time_text
 
 _AGE = re.compile(r"(\d{1,9})([smhd]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @get("/status", summary="Everything at a glance", operation_id="GetStatus")
-async def status(request: Request[Any, Any, Any], state: State) -> Response[Status]:
+async def status(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[shapes.Status]:
     """Return workers, queue, problems and a line for each workflow; `ETag` for what changes rarely."""
-    service: Service = state.service
-    known = await service.calls.do(service.store.state(list(service.definitions.project.workflows)))
-    shape = Status(
+    known = await service.do(service.store.state(list(service.definitions.project.workflows)))
+    shape = shapes.Status(
         at=time_text(int(time.time() * 1000)) or "",
         mode="embedded" if service.settings.embedded else "redis",
         workers=known.workers,
         queued=known.queued,
         oldest_queued_s=known.oldest_queued_s,
         problems=problems_of(service, known),
-        workflows=_lines(known),
+        workflows={name: _line(state) for name, state in known.workflows.items()},
     )
     return _tagged(request, shape, msgspec.structs.replace(shape, at="", oldest_queued_s=None))
 
@@ -43,35 +43,29 @@ async def status(request: Request[Any, Any, Any], state: State) -> Response[Stat
 @get("/status/{workflow:str}", summary="One workflow at a glance", operation_id="GetWorkflowStatus")
 async def workflow_status(
     request: Request[Any, Any, Any],
-    state: State,
+    service: NamedDependency[Service],
     workflow: FromPath[str],
     strict: FromQuery[bool] = False,
     max_age: FromQuery[str | None] = None,
-) -> Response[WorkflowStatus]:
+) -> Response[shapes.WorkflowStatus]:
     """Return a workflow's line. `strict=1`: 503 when the last run failed or no success is young enough."""
-    service: Service = state.service
     service.definitions.workflow(workflow)
-    oldest_ms = _age_ms(max_age)
-    known = await service.calls.do(service.store.state([workflow]))
-    line = _lines(known)[workflow]
-    success = known.workflows[workflow].last_success_at
-    wrong = ""
+    age = _AGE.fullmatch(max_age) if max_age is not None else None
+    if max_age is not None and age is None:
+        raise Refusal(400, f'max_age is "{max_age}"; expected a time such as 90s, 15m, 26h or 7d.')
+    line = _line((await service.do(service.store.state([workflow]))).workflows[workflow])
+    success, wrong = line.last_success_at, ""
     if line.status == states.FAILED:
         wrong = f"The last run of {workflow}, {line.last_run}, has failed."
-    elif oldest_ms is not None and (success is None or success < time.time() * 1000 - oldest_ms):
-        wrong = f"{workflow} has not succeeded for {max_age}; the last time was {time_text(success) or 'never'}."
+    elif age and (not success or time_ms(success) / 1000 < time.time() - int(age[1]) * _UNITS[age[2]]):
+        wrong = f"{workflow} has not succeeded for {max_age}; the last time was {success or 'never'}."
     if strict and wrong:
         raise Refusal(503, wrong, workflow=msgspec.to_builtins(line))
     return _tagged(request, line, line)
 
 
-def _age_ms(text: str | None) -> int | None:
-    if text is None:
-        return None
-    found = _AGE.fullmatch(text)
-    if not found:
-        raise Refusal(400, f'max_age is "{text}"; expected a time such as 90s, 15m, 26h or 7d.')
-    return int(found[1]) * _UNITS[found[2]] * 1000
+def _line(state: WorkflowState) -> shapes.WorkflowStatus:
+    return shapes.WorkflowStatus(**msgspec.structs.asdict(state))
 
 
 def _tagged(request: Request[Any, Any, Any], shape: Any, stable: Any) -> Response[Any]:
@@ -83,47 +77,29 @@ def _tagged(request: Request[Any, Any, Any], shape: Any, stable: Any) -> Respons
     return Response(shape, headers=headers)
 
 
-def _lines(known: StoreState) -> dict[str, WorkflowStatus]:
-    return {
-        name: WorkflowStatus(
-            status=line.status,
-            last_run=line.last_run,
-            last_success_at=time_text(line.last_success_at),
-            active=line.active,
-            next_due=None,
-        )
-        for name, line in known.workflows.items()
-    }
-
-
 def problems_of(service: Service, known: StoreState | None = None) -> list[str]:
     """Return what a person should look at, a sentence each."""
-    found = [*service.settings.warnings, *map(str, service.definitions.project.problems)]
+    project = service.definitions.project
+    found = [*service.settings.warnings, *map(str, project.problems)]
     for name in service.definitions.closed_sources():
-        variables = " or ".join(service.definitions.project.sources[name].secrets)
-        found.append(f"Source {name} is closed: set {variables}.")
+        found.append(f"Source {name} is closed: set {' or '.join(project.sources[name].secrets)}.")
     if known is not None and known.queued and not known.workers:
         found.append(f"{known.queued} task runs wait and no worker has been seen for 30 s.")
     return found
 
 
 @get("/sources", summary="Who may send webhooks", operation_id="ListSources")
-async def sources(state: State) -> SourceList:
+async def sources(service: NamedDependency[Service]) -> shapes.SourceList:
     """Return every source, where it sends to, and whether it is open."""
-    service: Service = state.service
-    closed = service.definitions.closed_sources()
-    environ = service.settings.environ
-    return SourceList(
+    closed, environ = service.definitions.closed_sources(), service.settings.environ
+    return shapes.SourceList(
         sources=[
-            SourceShape(
+            shapes.SourceView(
                 name=name,
-                scheme=source.scheme if isinstance(source.scheme, str) else source.scheme.get("scheme", "hmac"),
+                scheme=source.preset,
                 url=f"{service.settings.public_url or ''}/hooks/{name}",
                 open=name not in closed,
-                secrets=[
-                    SecretShape(name=variable, set=bool(environ.get(variable, "").strip()))
-                    for variable in source.secrets
-                ],
+                secrets=[shapes.SecretView(name, bool(environ.get(name, "").strip())) for name in source.secrets],
             )
             for name, source in service.definitions.project.sources.items()
         ]
@@ -137,11 +113,10 @@ async def live() -> dict[str, str]:
 
 
 @get("/health/ready", summary="The store can be reached", operation_id="HealthReady")
-async def ready(state: State) -> dict[str, str]:
+async def ready(service: NamedDependency[Service]) -> dict[str, str]:
     """Answer 200 when the store does, else 503."""
-    service: Service = state.service
     try:
-        await service.calls.do(service.store.ping())
+        await service.do(service.store.state([]))
     except StoreUnavailable:
         raise StoreUnavailable(f"The store at {service.settings.store_name} does not answer.") from None
     return {"status": "ready"}

@@ -8,7 +8,7 @@ import msgspec
 
 from director import plan
 from director.engine import new_run_id, new_token
-from director.models import Plan, Run, TaskError, TaskOptions
+from director.models import Call, Element, FullRun, Plan, TaskError, TaskOptions
 from director.store.base import Begun, Dedupe, Finished, NewRun, Next, Outcome, Ref, Started, Store
 from tests.processes import element, workflow
 
@@ -19,9 +19,13 @@ BOOM = TaskError(type="ValueError", message="boom")
 def plan_of(spec: list[Any], *, name: str = "w", ahead: bool = False, **fields: Any) -> Plan:
     """Return the plan of nested lists (chains) and tuples (groups) of task names."""
     definition = workflow(spec, name, **fields)
-    hooks = [definition.success_hook, definition.failure_hook]
-    known = [*plan.names(element(spec)), *filter(None, hooks)]
+    hooks = [definition.hooks.success, definition.hooks.failure]
+    known = [*names(element(spec)), *filter(None, hooks)]
     return plan.build(definition, {task: TaskOptions() for task in known} if ahead else {})
+
+
+def names(one: Element) -> list[str]:
+    return [one.name] if isinstance(one, Call) else [name for member in one.members for name in names(member)]
 
 
 def new(built: Plan, run_id: str | None = None, *, payload: Any = None, dedupe: Dedupe | None = None) -> NewRun:
@@ -62,12 +66,17 @@ def fail(store: Store, run_id: str, number: int) -> None:
     assert finish(store, begun, error=BOOM).accepted
 
 
-def get(store: Store, run_id: str) -> Run:
-    return store.do(store.get(run_id))
+def get(store: Store, run_id: str) -> FullRun:
+    return store.do(store.get(run_id))[0]
+
+
+def live(store: Store, begun: Begun) -> bool:
+    """Return whether the token still holds its task run."""
+    return store.do(store.renew([(begun.ref, begun.token)])) == ()
 
 
 def statuses(store: Store, run_id: str) -> dict[str, str]:
-    return {task.key + "!" * task.hook: task.status for task in get(store, run_id).tasks or ()}
+    return {task.key + "!" * task.hook: task.status for task in get(store, run_id).tasks}
 
 
 def queued(store: Store) -> list[Ref]:

@@ -4,7 +4,7 @@ import pytest
 
 from director import plan
 from director.engine import Engine
-from director.models import TaskError
+from director.models import Progress, TaskError
 from director.store.base import UNKNOWN_MS, Ref
 from tests.contract.driving import BOOM, begin, fail, finish, get, new, queued, statuses, succeed
 from tests.processes import workflow
@@ -43,11 +43,16 @@ def test_a_hook_is_retried_lost_and_taken_back_though_the_run_has_ended(store, c
     assert sweep_for(store, clock, 2)[1] == [hook]
     begin(store, run_id, 1)
     assert sweep_for(store, clock, 31)[0] == [hook]
-    assert store.do(store.unknown(hook, GONE)) == "retrying"
+    assert store.do(store.unknown(hook, "", GONE)) == "retrying"
     assert sweep_for(store, clock, UNKNOWN_MS // 1000)[1] == [hook]
-    assert store.do(store.unknown(hook, GONE)) == "failed", "its third loss"
+    assert store.do(store.unknown(hook, "", GONE)) == "failed", "its third loss"
     run = get(store, run_id)
-    assert (run.status, run.ended_at, run.failed, run.error) == ("failed", ended.ended_at, 1, BOOM)
+    assert (run.status, run.ended_at, run.progress, run.error) == (
+        "failed",
+        ended.ended_at,
+        ended.progress,
+        ended.error,
+    )
     assert run.tasks[1].error == GONE
     assert store.do(store.sweep()).idle
 
@@ -65,7 +70,7 @@ def test_a_former_launch_s_hook_runs_beside_the_next_launch_without_starting_it(
     assert statuses(store, run_id) == {"A": "queued", "BAD!": "succeeded"}
     succeed(store, run_id, 0)
     run = get(store, run_id)
-    assert (run.status, run.succeeded, run.failed) == ("succeeded", 1, 0)
+    assert (run.status, run.progress) == ("succeeded", Progress(total=1, succeeded=1, failed=0))
 
 
 def test_a_hook_outlives_a_cancel_of_the_next_launch(store):

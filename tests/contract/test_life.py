@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from director.errors import NotFound
+from director.models import Progress, RunError, time_text
 from director.store.base import Dedupe, Filter, Next, Ref
 from tests.contract.driving import (
     BOOM,
@@ -127,7 +128,7 @@ def test_a_join_between_groups_gives_all_results_in_order(store):
 def test_a_finish_with_an_old_token_changes_nothing(store, clock):
     run_id = start(store, ["A", "B"])
     old = begin(store, run_id, 0)
-    store.do(store.hand_back(old.ref, old.token, False))
+    store.do(store.hand_back(HOLDER, False))
     live = begin(store, run_id, 0)
     before = get(store, run_id)
     assert not finish(store, old, "late").accepted
@@ -169,8 +170,8 @@ def test_a_failure_lets_siblings_end_and_releases_nothing(store):
     succeed(store, run_id, 1, 2)
     run = get(store, run_id)
     assert run.status == "failed"
-    assert (run.error_task, run.error) == ("A", BOOM)
-    assert (run.total, run.succeeded, run.failed) == (4, 2, 1)
+    assert run.error == RunError(task="A", type="ValueError", message="boom")
+    assert run.progress == Progress(total=4, succeeded=2, failed=1)
     assert statuses(store, run_id) == {"A": "failed", "B": "succeeded", "C": "succeeded", "D": "skipped"}
 
 
@@ -184,8 +185,9 @@ def test_results_and_times_are_shown(store, clock):
     run = get(store, run_id)
     (task,) = run.tasks
     assert bytes(task.result) == b'{"rows":3}'
-    assert (run.created_at, run.started_at, run.ended_at) == (started, started + 2000, started + 5000)
-    assert (task.queued_at, task.started_at, task.ended_at) == (started, started + 2000, started + 5000)
+    times = tuple(map(time_text, (started, started + 2000, started + 5000)))
+    assert (run.created_at, run.started_at, run.ended_at, run.duration_s) == (*times, 3.0)
+    assert (task.queued_at, task.started_at, task.ended_at) == times
     assert task.worker == HOLDER
 
 
@@ -200,7 +202,7 @@ def test_the_hook_of_the_outcome_runs_once_a_launch_and_changes_nothing(store, e
     finish(store, begun, error=BOOM)
     run = get(store, run_id)
     assert run.status == status
-    assert (run.total, run.succeeded + run.failed) == (1, 1)
+    assert run.progress.succeeded + run.progress.failed == run.progress.total == 1
     assert statuses(store, run_id)[f"{hook}!"] == "failed"
     assert queued(store) == []
 
@@ -210,7 +212,7 @@ def test_a_retry_waits_and_counts(store, clock):
     begun = begin(store, run_id, 0)
     assert finish(store, begun, error=BOOM, retry_in_ms=5000).accepted
     (task,) = get(store, run_id).tasks
-    assert (task.status, task.next_at) == ("retrying", clock.now + 5000)
+    assert (task.status, task.next_at) == ("retrying", time_text(clock.now + 5000))
     assert finish(store, begun, error=BOOM, retry_in_ms=5000).accepted, "the same call again"
     clock.pass_s(4)
     assert store.do(store.sweep()).released == ()
@@ -231,6 +233,6 @@ def test_a_result_may_be_large(store):
 
 
 def test_reading_what_is_not_there(store):
-    for call in (store.get("nope"), store.status_of("nope"), store.plan("nope"), store.cancel("nope", "t")):
+    for call in (store.get("nope"), store.plan("nope"), store.cancel("nope", "t")):
         with pytest.raises(NotFound, match="nope"):
             store.do(call)

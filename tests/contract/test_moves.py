@@ -10,7 +10,7 @@ import pytest
 
 from director import plan
 from director.errors import Conflict
-from director.models import Plan, Run, TaskError, TaskOptions
+from director.models import Plan, Run, TaskError, TaskOptions, time_text
 from director.states import PENDING, QUEUED, RUN_MOVES, SKIPPED, TASK_MOVES
 from director.store.base import LEASE_MS, UNKNOWN_MS, NewRun, Next, Outcome, Ref, Relaunch, Store
 from tests.conftest import Clock
@@ -44,7 +44,7 @@ class Scene:
     def begin(self, number: int | None = None) -> bool:
         """Begin with a token that names the task run, so that later steps can make it again."""
         ref = self.ref(number)
-        return self.store.do(self.store.begin(ref, f"token{ref.number}", HOLDER)) is not None
+        return self.store.do(self.store.begin(ref, f"token{ref.number}", f"boot.{ref.number}")) is not None
 
     def finish(self, number: int | None = None, wish: Next | None = None, **outcome: object) -> bool:
         ref = self.ref(number)
@@ -54,7 +54,7 @@ class Scene:
     def lose(self) -> None:
         """Lose the number's task run twice without beginning it: two workers do not know it."""
         for _ in range(LOSSES):
-            assert self.store.do(self.store.unknown(self.ref(), GONE)) == "retrying"
+            assert self.store.do(self.store.unknown(self.ref(), "", GONE)) == "retrying"
             self.clock.now += UNKNOWN_MS
             assert self.store.do(self.store.sweep()).released == (self.ref(),)
 
@@ -156,22 +156,21 @@ def finish_with_a_wrong_token(scene: Scene) -> bool:
 
 
 def hand_back(scene: Scene) -> bool:
-    return scene.store.do(scene.store.hand_back(scene.ref(), "token1", False))
+    return scene.ref() in scene.store.do(scene.store.hand_back(f"boot.{scene.number}", False))
 
 
 def lose(scene: Scene) -> bool:
-    return scene.store.do(scene.store.hand_back(scene.ref(), "token1", True))
+    return scene.ref() in scene.store.do(scene.store.hand_back(f"boot.{scene.number}", True))
 
 
 def unknown(scene: Scene) -> bool:
     before = scene.run().tasks[scene.number].status
-    return before == "queued" and scene.store.do(scene.store.unknown(scene.ref(), GONE)) != before
+    return before == "queued" and scene.store.do(scene.store.unknown(scene.ref(), "", GONE)) != before
 
 
 def cancel(scene: Scene) -> bool:
-    return (
-        scene.store.do(scene.store.cancel(scene.run_id, "cancel")) == ""
-        and scene.run().ended_at == scene.clock.now
+    return scene.store.do(scene.store.cancel(scene.run_id, "cancel")) == "" and scene.run().ended_at == time_text(
+        scene.clock.now
     )
 
 
@@ -238,7 +237,7 @@ def made(store: Store, clock: Clock, *, limited: bool) -> Scene:
 def moves(verb: Callable[[Scene], bool], before: Run, after: Run) -> set[tuple[str, str]]:
     """Return the moves of task runs between two looks; a relaunch takes its roots on from pending at once."""
     found = set()
-    for one, other in zip(before.tasks or (), after.tasks or (), strict=True):
+    for one, other in zip(before.tasks, after.tasks, strict=True):
         old, now = (PENDING if task.status == SKIPPED else task.status for task in (one, other))
         if old == now:
             continue

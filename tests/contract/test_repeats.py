@@ -4,7 +4,7 @@ import pytest
 
 from director.models import TaskError, TaskOptions
 from director.store.base import Dedupe, Filter, Next, Outcome, Ref, Relaunch
-from tests.contract.driving import BOOM, HOLDER, begin, fail, finish, get, new, plan_of, queued
+from tests.contract.driving import BOOM, HOLDER, begin, fail, get, new, plan_of, queued
 
 PLAN = plan_of(["A", ("B", "C")], ahead=True, failure_hook="BAD")
 GONE = TaskError(type="UnknownTask", message="nobody knows it")
@@ -29,7 +29,8 @@ CALLS = {
     "fail": ("running", finishing(error=BOOM)),
     "fail and keep the hook": ("running", finishing(WISH, error=BOOM)),
     "fail and try again": ("running", finishing(error=BOOM, retry_in_ms=5000)),
-    "unknown": ("queued", lambda store, ref: store.unknown(ref, GONE)),
+    "unknown": ("queued", lambda store, ref: store.unknown(ref, "", GONE)),
+    "unknown, by its holder": ("running", lambda store, ref: store.unknown(ref, "token", GONE)),
     "cancel": ("running", lambda store, ref: store.cancel(ref.run_id, "stop")),
     "relaunch": ("failed", relaunching),
     "publish": ("queued", lambda store, ref: store.publish("boot", {"A": TaskOptions(queue="q")})),
@@ -50,7 +51,6 @@ def everything(store, run_id):
     return (
         get(store, run_id),
         queued(store),
-        store.do(store.held("boot.")),
         store.do(store.list(Filter())),
         store.do(store.state(["w"])),
         store.do(store.task_options()),
@@ -69,14 +69,6 @@ def test_a_call_made_twice_gets_the_first_answer_and_changes_nothing_more(store,
     assert everything(store, ref.run_id) == after
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_a_call_made_twice_in_one_exchange_gets_one_answer_twice(store, name):
-    state, call = CALLS[name]
-    ref = brought_to(store, state)
-    first, second = store.execute([call(store, ref), call(store, ref)])
-    assert first == second
-
-
 @pytest.mark.parametrize("name", ["begin", "finish and keep one", "fail", "cancel"])
 def test_a_repeat_some_seconds_later_moves_no_time(store, clock, name):
     state, call = CALLS[name]
@@ -90,8 +82,7 @@ def test_a_repeat_some_seconds_later_moves_no_time(store, clock, name):
 
 def test_a_start_made_twice_gets_the_first_answer(store):
     order = new(PLAN, payload={"a": 1}, dedupe=Dedupe(key="github:1", ttl_s=60))
-    first, second = store.execute([store.start(order), store.start(order)])
-    assert first == second
+    first = store.do(store.start(order))
     assert not first.duplicate
     after = everything(store, order.run_id)
     assert store.do(store.start(order)) == first
@@ -102,9 +93,9 @@ def test_a_start_made_twice_gets_the_first_answer(store):
 def test_a_task_run_is_handed_back_once(store, counted):
     """The token is void after the first call, so that the second is refused; its caller does not care."""
     ref = brought_to(store, "running")
-    assert store.do(store.hand_back(ref, "token", counted))
+    assert store.do(store.hand_back(HOLDER, counted)) == (ref,)
     after = everything(store, ref.run_id)
-    assert not store.do(store.hand_back(ref, "token", counted))
+    assert store.do(store.hand_back(HOLDER, counted)) == ()
     assert everything(store, ref.run_id) == after
 
 
@@ -116,15 +107,3 @@ def test_a_second_sweep_finds_nothing_more(store, clock):
     after = everything(store, ref.run_id)
     assert store.do(store.sweep()).released == ()
     assert everything(store, ref.run_id) == after
-
-
-def test_an_error_in_one_call_leaves_the_others_of_its_exchange(store):
-    ref = brought_to(store, "running")
-    begun = begin(store, ref.run_id, 0, "token")
-    missing, done, status = store.execute(
-        [store.status_of("no-such-run"), CALLS["finish"][1](store, ref), store.status_of(ref.run_id)]
-    )
-    assert "no-such-run" in str(missing)
-    assert (done.accepted, status) == (True, "running")
-    assert finish(store, begun, "late").accepted, "a repeat by its token"
-    assert bytes(get(store, ref.run_id).tasks[0].result) == b'{"rows":1}'

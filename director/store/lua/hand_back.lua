@@ -1,15 +1,21 @@
--- Put a running task run back in its queue, or fail it after too many losses.
+-- Put what a holder executes back in its queue, or fail it after too many losses.
 --
--- KEYS[1] run hash
--- ARGV[5] run id  [6] number  [7] token  [8] '1' when it counts as a loss
+-- ARGV[5] holder: `boot.process`, `boot.` for a worker's every process, `.` for every worker
+-- ARGV[6] '1' when each counts as a loss
 --
--- Reply: 1, or 0 when the token is not live.
+-- Reply: RUN:NUMBER of each. Reads all leases: as many as task runs execute at once.
 
-local id, number, token, counted = ARGV[5], ARGV[6], ARGV[7], ARGV[8] == '1'
-
-local run = open(id, number)
-local t = run and run.text and parse(run, run.text)
-if not t or t.s ~= 'r' or t.token ~= token then return 0 end
-take_back(run, number, t, get_node(run, number), counted)
-save(run)
-return 1
+local holder, counted = ARGV[5], ARGV[6] == '1'
+local back = {}
+for _, member in ipairs(redis.call('ZRANGE', prefix .. 'leases', 0, 9999)) do
+  local id, number = split(member)
+  local run = open(id, number)
+  local t = run and run.text and parse(run, run.text)
+  if t and t.s == 'r' and (t.holder == holder or holder == '.'
+      or (string.sub(holder, -1) == '.' and string.sub(t.holder, 1, #holder) == holder)) then
+    take_back(run, number, t, get_node(run, number), counted)
+    save(run)
+    back[#back + 1] = member
+  end
+end
+return back
