@@ -18,7 +18,9 @@ HEADER = "director"
 
 ID = "$ID$"
 AT = "$AT$"
-BODY = base64.b64encode(b'[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]').decode()
+ARGUMENTS: list[Any] = [[], {}, dict.fromkeys(("callbacks", "errbacks", "chain", "chord"))]
+"""Args, kwargs and embedded messages: none."""
+BODY = base64.b64encode(json.dumps(ARGUMENTS).encode()).decode()
 PRIORITY_SEPARATOR = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
 

@@ -28,7 +28,7 @@ from director import definitions, log, messages, plan, registry
 from director.engine import sweep
 from director.errors import DirectorError, StoreUnavailable
 from director.execution import Arguments, Executor, Result, UnknownTask, seconds_until
-from director.models import Plan, TaskError
+from director.models import Plan, TaskError, TaskOptions
 from director.plan import DEFAULT_QUEUE
 from director.settings import Settings
 from director.store import keys, open_store
@@ -165,21 +165,7 @@ def build_app(settings: Settings, store: Store | None = None, *, threads: bool |
     executor = Executor(store, settings, threads=threads)
     base = type("Task", (DirectorTask,), {"abstract": True, "executor": executor})
     app = Celery("director", task_cls=base, set_as_current=False)
-    transport: dict[str, Any] = {"polling_interval": 0.01}
-    broker = "memory://localhost"
-    if not settings.embedded:
-        broker = settings.broker_uri or settings.redis_url or ""
-        if broker.startswith(("redis", "unix")):
-            transport = {
-                "global_keyprefix": keys.queue_prefix(settings.prefix),
-                "health_check_interval": 5,
-                "socket_timeout": 10,
-                "socket_connect_timeout": 2,
-            }
-            broker = broker.replace("unix://", "redis+socket://")
     app.conf.update(
-        broker_url=broker,
-        broker_transport_options=transport,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,
@@ -193,6 +179,7 @@ def build_app(settings: Settings, store: Store | None = None, *, threads: bool |
         worker_redirect_stdouts=False,
         worker_concurrency=settings.concurrency,
         worker_pool=settings.pool,
+        **_broker(settings),
     )
     discovery = registry.discover(settings.home)
     for problem in discovery.problems:
@@ -202,57 +189,80 @@ def build_app(settings: Settings, store: Store | None = None, *, threads: bool |
         if options.pop("acks_late", None):
             logger.warning("task.option_ignored", task=entry.name, option="acks_late")
         app.task(name=entry.name, **options)(entry.function)
-    app.director = Parent(app, settings, store, executor, discovery)
+    published = {name: entry.published() for name, entry in discovery.tasks.items()}
+    app.director = Parent(app, settings, executor, published)
     return app
+
+
+def _broker(settings: Settings) -> dict[str, Any]:
+    """Return Celery's settings of the broker."""
+    if settings.embedded:
+        return {"broker_url": "memory://localhost", "broker_transport_options": {"polling_interval": 0.01}}
+    url = settings.broker_uri or settings.redis_url or ""
+    if not url.startswith(("redis", "unix")):
+        return {"broker_url": url}
+    options = {
+        "global_keyprefix": keys.queue_prefix(settings.prefix),
+        "health_check_interval": 5,
+        "socket_timeout": 10,
+        "socket_connect_timeout": 2,
+    }
+    return {"broker_url": url.replace("unix://", "redis+socket://"), "broker_transport_options": options}
 
 
 class Parent:
     """What a worker's parent process looks after, beside Celery: signs of life, dead children, shutdown."""
 
-    def __init__(
-        self,
-        app: Celery,
-        settings: Settings,
-        store: Store,
-        executor: Executor,
-        discovery: registry.Discovery,
-    ) -> None:
-        self.app = app
-        self.settings = settings
-        self.store = store
-        self.executor = executor
-        self.tasks = {name: entry.published() for name, entry in discovery.tasks.items()}
+    def __init__(self, app: Celery, settings: Settings, executor: Executor, tasks: dict[str, TaskOptions]) -> None:
+        self.app, self.settings, self.executor, self.tasks = app, settings, executor, tasks
+        self.store = executor.store
         self.consumes_all = True
         self.stopping = threading.Event()
         self.instance: Any = None
         self._children: set[int] = set()
-        self._due: dict[Callable[[], None], float] = {}
+        self._due: dict[Callable[[], object], float] = {}
 
     def connect_signals(self) -> None:
         """Follow the life of the one Celery worker of this process."""
-        _quiet_celery()
+        # Containers run as root; with JSON messages that is what the warning itself allows.
+        warnings.filterwarnings("ignore", category=SecurityWarning)
+        # What Celery logs of our task runs, `execution` says in one line, with the run's id.
+        logging.getLogger("celery.worker.consumer.consumer").addFilter(_is_not_ours)
+        logging.getLogger("celery.app.trace").addFilter(lambda record: not registry.executing())
         signals.celeryd_init.connect(self._on_init, weak=False)
         signals.celeryd_after_setup.connect(self._on_setup, weak=False)
         signals.worker_ready.connect(self._on_ready, weak=False)
         signals.worker_shutting_down.connect(self._on_shutdown, weak=False)
         signals.task_unknown.connect(self._on_unknown, weak=False)
 
+    def hand_back(self, holder: str, *, counted: bool) -> int:
+        """Put back in the queue what a holder executes; return how many."""
+        back = self.store.do(self.store.hand_back(holder, counted))
+        for ref in back:
+            logger.warning("task.requeued", task_run=str(ref), reason="lost" if counted else "shutdown")
+        return len(back)
+
+    def hand_back_of_the_dead(self) -> None:
+        """Return the leases of pool children that are gone: a loss each."""
+        alive = self._pool_pids()
+        for pid in self._children - alive:
+            self.hand_back(f"{self.executor.boot}.{pid:x}", counted=True)
+        self._children = alive
+
     def _on_init(self, options: dict[str, Any] | None = None, **_: Any) -> None:
         self.consumes_all = not (options or {}).get("queues")
 
     def _on_setup(self, instance: Any, **_: Any) -> None:
         self.instance = instance
-        queues = self._queues()
-        for queue in queues if self.consumes_all else ():
+        for queue in self._queues() if self.consumes_all else ():
             self.app.amqp.queues.add(Queue(queue, routing_key=queue))
         # Celery counts and shows messages; with these options one message must stay one task.
         if getattr(instance, "max_tasks_per_child", None) or getattr(instance, "task_events", None):
             self.executor.ahead_s = 0.0
 
     def _on_ready(self, **_: Any) -> None:
-        logger.info(
-            "worker.started", worker=self.executor.boot, pool="threads" if self.executor.threads else "prefork"
-        )
+        pool = "threads" if self.executor.threads else "prefork"
+        logger.info("worker.started", worker=self.executor.boot, pool=pool)
         self._children = self._pool_pids()
         threading.Thread(target=self._look_after, name="parent", daemon=True).start()
 
@@ -269,13 +279,12 @@ class Parent:
                 self.executor.unknown(Ref(ours[0], ours[1]), "", name, queue)
 
     def _queues(self) -> set[str]:
-        """Return every queue that a workflow or a stored plan names, and tell that this worker is there."""
+        """Return every queue that a workflow or a stored plan names."""
         found = {DEFAULT_QUEUE}
         for workflow in definitions.load(self.settings.home).workflows.values():
             found.update(node.queue for node in plan.build(workflow, self.tasks).messaged)
         with contextlib.suppress(StoreUnavailable):
-            stored: tuple[str, ...] = self.store.do(self.store.publish(self.executor.boot, self.tasks))
-            found.update(stored)
+            found.update(self._publish())
         return found
 
     def _look_after(self) -> None:
@@ -293,65 +302,44 @@ class Parent:
     def _sweep(self) -> None:
         sweep(self.store)
 
-    def _publish(self) -> None:
+    def _publish(self) -> tuple[str, ...]:
         """Say that this worker is there; take up queues that runs have brought meanwhile."""
-        queues = self.store.do(self.store.publish(self.executor.boot, self.tasks))
+        queues: tuple[str, ...] = self.store.do(self.store.publish(self.executor.boot, self.tasks))
         consumer = getattr(self.instance, "consumer", None)
-        if not self.consumes_all or consumer is None or consumer.task_consumer is None:
-            return
-        for queue in queues:
-            if queue not in self.app.amqp.queues:
-                logger.info("worker.queue_added", queue=queue)
-                consumer.call_soon(consumer.add_task_queue, queue)
-
-    def hand_back_of_the_dead(self) -> None:
-        """Return the leases of pool children that are gone: a loss each."""
-        alive = self._pool_pids()
-        for pid in self._children - alive:
-            self.hand_back(f"{self.executor.boot}.{pid:x}", counted=True)
-        self._children = alive
+        if self.consumes_all and consumer is not None and consumer.task_consumer is not None:
+            for queue in queues:
+                if queue not in self.app.amqp.queues:
+                    logger.info("worker.queue_added", queue=queue)
+                    consumer.call_soon(consumer.add_task_queue, queue)
+        return queues
 
     def _pool_pids(self) -> set[int]:
         """Return the living children of a prefork pool."""
-        pool = getattr(getattr(self.instance, "pool", None), "_pool", None)
         if self.executor.threads:
             return set()
+        pool = getattr(getattr(self.instance, "pool", None), "_pool", None)
         return {process.pid for process in getattr(pool, "_pool", None) or () if process.is_alive()}
-
-    def hand_back(self, holder: str, *, counted: bool) -> int:
-        """Put back in the queue what a holder executes; return how many."""
-        back = self.store.do(self.store.hand_back(holder, counted))
-        for ref in back:
-            logger.warning("task.requeued", task_run=str(ref), reason="lost" if counted else "shutdown")
-        return len(back)
 
     def _end_of_grace(self) -> None:
         """Give running tasks their time; then stop them and hand them back, which is no loss."""
         time.sleep(self.settings.grace_s)
-        if self.executor.threads:
+        for pid in self._pool_pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        # Redis would give what is handed back to this worker's blocking pop, and it would end with it.
+        with contextlib.suppress(AttributeError):
+            for channel in self.instance.consumer.connection.transport.channels:
+                channel.client.connection_pool.disconnect()
+        try:
             count = self.hand_back(f"{self.executor.boot}.", counted=False)
-        else:
-            for pid in self._pool_pids():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            count = self.hand_back(f"{self.executor.boot}.", counted=False)
-        logger.warning("worker.stopped", reason="grace is over", handed_back=count)
-        os._exit(0)
+            logger.warning("worker.stopped", reason="grace is over", handed_back=count)
+        finally:  # with the store away, a sweep takes the leases back once they end
+            os._exit(0)
 
 
-class _Ours(logging.Filter):
-    """Drops what Celery logs of our task runs; `execution` says it in one line, with the run's id."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage() if record.name == "celery.worker.consumer.consumer" else ""
-        return not (text.startswith("Received unregistered task") and f"'{messages.HEADER}': '" in text)
-
-
-def _quiet_celery() -> None:
-    # Containers run as root; with JSON messages that is what the warning itself allows.
-    warnings.filterwarnings("ignore", category=SecurityWarning)
-    logging.getLogger("celery.worker.consumer.consumer").addFilter(_Ours())
-    logging.getLogger("celery.app.trace").addFilter(lambda record: not registry.executing())
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not (text.startswith("Received unregistered task") and f"'{messages.HEADER}': '" in text)
 
 
 def run_worker(settings: Settings, argv: list[str]) -> int:
@@ -364,11 +352,9 @@ def run_worker(settings: Settings, argv: list[str]) -> int:
     app = build_app(settings, threads=threads)
     app.director.connect_signals()
     app.set_current()
-    quiet = ["--without-gossip", "--without-mingle"]
     given = {word.partition("=")[0] for word in argv}
-    if not given & {"-l", "--loglevel"}:
-        quiet += ["--loglevel", "WARNING"]
-    app.worker_main(["--quiet", "worker", *quiet, *argv])
+    quiet = [] if given & {"-l", "--loglevel"} else ["--loglevel", "WARNING"]
+    app.worker_main(["--quiet", "worker", "--without-gossip", "--without-mingle", *quiet, *argv])
     return 0
 
 
@@ -381,38 +367,32 @@ class EmbeddedWorker:
     """
 
     def __init__(self, settings: Settings, store: Store) -> None:
-        self.settings = settings
-        self.store = store
+        self.settings, self.store = settings, store
         self.failed: BaseException | None = None
         self.ready = threading.Event()
         self._publisher: Publisher | None = None
-        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
         self._app: Celery | None = None
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
 
     def start(self) -> None:
         """Start the thread; it imports Celery and `tasks/`, so that the caller need not wait."""
         self._thread.start()
 
-    def idle(self) -> bool:
-        """Return whether it executes nothing."""
-        return self._app is None or self._app.director.executor.idle()
-
     def stop(self, grace_s: float | None = None) -> None:
         """Take no new work, give running tasks their grace, hand back what does not finish."""
         from celery.worker import state
 
-        app = self._app
-        if app is None or not self._thread.is_alive():
+        if self._app is None or not self._thread.is_alive():
             return
         if self._publisher:
             self._publisher.stop()
-        grace_s = self.settings.grace_s if grace_s is None else grace_s
-        deadline = time.monotonic() + grace_s
+        parent: Parent = self._app.director
+        deadline = time.monotonic() + (self.settings.grace_s if grace_s is None else grace_s)
         state.should_stop = 0
-        while not app.director.executor.idle() and time.monotonic() < deadline:
+        while not parent.executor.idle() and time.monotonic() < deadline:
             time.sleep(0.02)
-        app.director.stopping.set()
-        app.director.hand_back(f"{app.director.executor.boot}.", counted=False)
+        parent.stopping.set()
+        parent.hand_back(f"{parent.executor.boot}.", counted=False)
         # Celery's own way out takes seconds; nothing of it is needed any more.
         self._thread.join(0.2)
 
@@ -423,21 +403,13 @@ class EmbeddedWorker:
             state.should_stop = None
             app = self._app = build_app(self.settings, self.store, threads=True)
             app.set_current()
-            app.director.consumes_all = True
             # No other process executes here: whatever holds a lease died with the last service.
             app.director.hand_back(".", counted=True)
             app.director.connect_signals()
             signals.worker_ready.connect(self._on_ready, weak=False)
-            worker = app.Worker(
-                pool="threads",
-                concurrency=self.settings.concurrency,
-                without_gossip=True,
-                without_mingle=True,
-                without_heartbeat=True,
-                loglevel="WARNING",
-                quiet=True,
-            )
-            worker.start()
+            without = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True}
+            count = self.settings.concurrency
+            app.Worker(pool="threads", concurrency=count, loglevel="WARNING", quiet=True, **without).start()
         except SystemExit:
             pass
         except BaseException as exc:
@@ -458,17 +430,15 @@ class Publisher:
     """
 
     def __init__(self, app: Any, store: Store) -> None:
-        self._app = app
-        self._store = store
+        self._app, self._store = app, store
         self._sent: dict[Ref, int] = {}
         self._plans: dict[str, Plan] = {}
         self._changed: threading.Event = getattr(store, "changed", threading.Event())
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
 
     def start(self) -> None:
         """Start publishing: at every change made in this process, and once a second."""
-        self._thread.start()
+        threading.Thread(target=self._run, name="publisher", daemon=True).start()
 
     def stop(self) -> None:
         """Publish nothing more."""
@@ -478,33 +448,30 @@ class Publisher:
     def _run(self) -> None:
         while not self._stopped:
             try:
-                self.flush()
+                self.publish()
             except DirectorError as exc:
                 logger.warning("message.not_published", reason=str(exc))
             self._changed.wait(1.0)
             self._changed.clear()
 
-    def flush(self) -> int:
-        """Publish what is queued and not yet published; return how many."""
+    def publish(self) -> None:
+        """Publish what is queued and not yet published."""
         waiting = self._store.do(self._store.outbox())
         self._sent = {item.ref: at for item in waiting if (at := self._sent.get(item.ref)) is not None}
-        count = 0
         for item in waiting:
             if self._sent.get(item.ref) != item.queued_at:
-                self._publish(item)
+                self._send(item)
                 self._sent[item.ref] = item.queued_at
-                count += 1
-        return count
 
-    def _publish(self, item: Outbox) -> None:
-        of = self._plans.get(item.plan)
-        if of is None:
-            of = self._plans[item.plan] = self._store.do(self._store.plan(item.plan))
+    def _send(self, item: Outbox) -> None:
+        if item.plan not in self._plans:
+            self._plans[item.plan] = self._store.do(self._store.plan(item.plan))
+        of = self._plans[item.plan]
         node = of.hook(item.hook) if item.hook else of.nodes[item.ref.number]
         assert node is not None
         with self._app.producer_or_acquire() as producer:
             producer.publish(
-                [[], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}],
+                messages.ARGUMENTS,
                 headers=messages.headers(node, str(item.ref), str(item.queued_at)),
                 correlation_id=str(item.ref),
                 routing_key=node.queue,
