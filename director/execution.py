@@ -70,8 +70,14 @@ class Executor:
         self.threads = threads
         self._local = threading.local()
         self._numbers = itertools.count(1)
+        self._start()
+        os.register_at_fork(after_in_child=self._start)
+
+    def _start(self) -> None:
+        """Begin with nothing, in a forked child too: it has neither its parent's threads nor its task runs."""
+        self._process = f"{self.boot}.{os.getpid():x}"
         self._held: dict[str, _Held] = {}
-        self._keeper: tuple[int, threading.Thread] | None = None
+        self._keeper: threading.Thread | None = None
 
     def execute(self, ref: Ref, queue: str, ahead: bool, call: CallFunction) -> None:
         """Begin a task run; call its function; finish it; go on with what the store hands over.
@@ -106,7 +112,7 @@ class Executor:
     def holder(self) -> str:
         """Return the name under which this thread holds leases: `boot.process`, at most 11 characters."""
         if not self.threads:
-            return f"{self.boot}.{os.getpid():x}"
+            return self._process
         if not hasattr(self._local, "number"):
             self._local.number = next(self._numbers)
         return f"{self.boot}.{self._local.number:x}"
@@ -116,8 +122,10 @@ class Executor:
         return not self._held
 
     def _call(self, begun: Begun, call: CallFunction) -> Outcome:
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=self._renew_for_ever, name="leases", daemon=True)
+            self._keeper.start()
         held = self._held[begun.token] = _Held(begun.ref)
-        self._keep()
         registry.set_current(lambda: held.gone)
         started = time.monotonic()
         try:
@@ -164,7 +172,7 @@ class Executor:
         kwargs = {
             "payload": msgspec.json.decode(begun.payload),
             "workflow_id": begun.ref.run_id,
-            "trigger": msgspec.json.decode(begun.trigger),
+            "trigger": begun.trigger,
         }
         if begun.hook == "f":
             kwargs["run"] = self._failed_run(begun.ref.run_id)
@@ -222,15 +230,6 @@ class Executor:
         backoff_s: float = (node.backoff or 1.0) * 2**begun.retries
         return min(backoff_s, MAX_BACKOFF_S) * random.uniform(0.75, 1.0)
 
-    def _keep(self) -> None:
-        """Start the thread that renews leases, once a process: a fork does not take it along."""
-        pid = os.getpid()
-        if self._keeper is None or self._keeper[0] != pid:
-            self._held = {token: held for token, held in self._held.items() if held.pid == pid}
-            thread = threading.Thread(target=self._renew_for_ever, name="leases", daemon=True)
-            self._keeper = (pid, thread)
-            thread.start()
-
     def _renew_for_ever(self) -> None:
         while True:
             time.sleep(LOOK_S)
@@ -252,7 +251,6 @@ class _Held:
 
     def __init__(self, ref: Ref) -> None:
         self.ref = ref
-        self.pid = os.getpid()
         self.since = time.monotonic()
         self.gone = False
 

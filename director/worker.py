@@ -85,11 +85,14 @@ class DirectorTask(Task):  # type: ignore[misc]
         """Call the function through Celery's tracer, with a request of its own."""
         try:
             args, kwargs = self._arguments.select(*arguments())
-            own = {**request, "id": str(begun.ref), "root_id": str(begun.ref), "task": begun.task}
-            own.update(correlation_id=str(begun.ref), retries=begun.retries, args=args, kwargs=kwargs)
+            uuid = str(begun.ref)
+            own = {**request, "id": uuid, "root_id": uuid, "correlation_id": uuid, "task": begun.task}
+            # With headers given, Celery need not look for them in each request.
+            headers = {messages.HEADER: request[messages.HEADER]}
+            own.update(retries=begun.retries, args=args, kwargs=kwargs, headers=headers)
             # Celery builds tracers when a worker starts; a task that was registered later has none yet.
             tracer = self.__dict__.get("_tracer") or self._build_tracer()
-            value, info, _, _ = tracer(str(begun.ref), args, kwargs, own)
+            value, info, _, _ = tracer(uuid, args, kwargs, own)
         except registry.Canceled:
             return Result(error=TaskError(type="Canceled", message="its run was canceled"))
         except (Exception, SystemExit) as exc:  # noqa: BLE001 - whatever a user's function raises

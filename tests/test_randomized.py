@@ -2,11 +2,11 @@
 
 import os
 import random
-import secrets
 
 import msgspec
 import pytest
 
+from director import engine as engine_module
 from director import plan
 from director.engine import Engine
 from director.errors import DirectorError
@@ -170,14 +170,14 @@ class History:
                 run, _ = store.do(store.get(run_id))
                 if run.status == "succeeded":
                     return
-                state = secrets.token_urlsafe
-                secrets.token_urlsafe = lambda _: tokens[0]
+                state = engine_module.new_token
+                engine_module.new_token = lambda: tokens[0]
                 try:
                     done = store.run(
                         engine.relaunch(run_id, lambda _: definition, origin=origin, trigger={"kind": "api"})
                     )
                 finally:
-                    secrets.token_urlsafe = state
+                    engine_module.new_token = state
                 answers.append(done)
             except DirectorError as exc:
                 answers.append((type(exc), str(exc)))

@@ -121,8 +121,8 @@ class Begun(Struct, frozen=True):
     hook: str
     """`s` or `f` for a success or failure hook, else empty."""
     payload: bytes
-    trigger: bytes
     """JSON."""
+    trigger: Mapping[str, Any]
     results: tuple[bytes, ...]
     """Parents' results in YAML order, JSON each."""
 

@@ -22,11 +22,12 @@
 
 Header fields of `run:{id}`: w workflow, s status, l launch, c created, b began, e ended (ms), p plan,
 n task runs, j nodes with joins, o succeeded, f failed, a active, h hooks (a letter per launch),
-x first failed task run, k token of the last relaunch or cancel.
+x first failed task run, k token of the last relaunch or cancel. What is not there is 0, l 1.
 
-A task run's field: `STATUS ATTEMPTS RETRIES LOSSES WAITS QUEUED STARTED ENDED HOLDER TOKEN`; times are
-hex milliseconds since the run's creation, `-` for none; ENDED of a retrying one is its next time. With
-holders of at most 11 characters it stays under 64 bytes, so that the hash keeps its small encoding.
+A task run's field: `STATUS ATTEMPTS,RETRIES,LOSSES,WAITS QUEUED STARTED ENDED HOLDER TOKEN`; zeros at the
+end of the counts are left out; times are hex milliseconds since the run's creation, `-` for none; ENDED of a
+retrying one is its next time. With holders of at most 11 characters it stays under 64 bytes, so that the hash
+keeps its small encoding.
 """
 
 from __future__ import annotations

@@ -44,12 +44,13 @@ class Link(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known at the first call
 
     def submit(self, call: RedisCall[Any]) -> asyncio.Future[Any]:
         """Make a call; the future gets its answer, or StoreUnavailable after the store's timeout."""
         if self._closed or len(self._waiting) >= MAX_WAITING:
             raise StoreUnavailable("The service is stopping, or too many calls wait for Redis; ask again later.")
-        self._loop = loop = asyncio.get_running_loop()
+        loop = self._loop = self._loop or asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._ask(_Waiting(hiredis.pack_command(self._store.command(call)), call, future, loop.time()))
         if self._watch is None:

@@ -100,7 +100,8 @@ class RedisStore(Store):
         self.url, self.prefix, self.timeout_s, self.clock = url, prefix, timeout_s, clock
         self._common: tuple[Any, ...] = ("1" if broker_is_store else "0", max_lost)
         self._connections: list[Connection] = []
-        self._pid = 0
+        # A forked child's copies of its parent's sockets are not its own: it drops them and makes new ones.
+        os.register_at_fork(after_in_child=self._connections.clear)
         self._plans: dict[str, Plan] = {}
 
     # Calls
@@ -125,10 +126,7 @@ class RedisStore(Store):
         )
 
     def _exchange(self, call: RedisCall[Any]) -> Any:
-        """Make a call on an idle connection of this process; a forked one starts with none."""
-        if self._pid != os.getpid():
-            # The parent's sockets are its own; dropping the objects closes only our copies.
-            self._connections, self._pid = [], os.getpid()
+        """Make a call on an idle connection of this process."""
         try:
             connection = self._connections.pop()
         except IndexError:
@@ -222,7 +220,7 @@ class RedisStore(Store):
         waits = [number for pair in new.waits.items() for number in pair]
         args = [
             *(new.run_id, workflow, new.plan.digest, new.plan.total, len(new.plan.nodes)),
-            *(new.payload, msgspec.json.encode(new.trigger), new.comment, new.relaunch_of),
+            *(new.payload, rules.pack_trigger(new.trigger), new.comment, new.relaunch_of),
             *((new.dedupe.ttl_s, new.dedupe.fingerprint) if new.dedupe else (0, "")),
             *(len(new.roots), *new.roots, len(new.kept), *new.kept, len(new.waits), *waits),
         ]
@@ -418,7 +416,7 @@ def _begun(reply: Any) -> Begun | None:
         launch=launch,
         hook=_text(hook),
         payload=payload or b"{}",
-        trigger=trigger or b"{}",
+        trigger=rules.unpack_trigger(trigger or b""),
         results=tuple(result or b"null" for result in results),
     )
 
@@ -448,11 +446,11 @@ def _state(run_id: str, header: Mapping[str, str]) -> rules.RunState:
         nodes=int(header.get("j", 0)),
         created=created,
         s=header["s"],
-        launch=int(header["l"]),
+        launch=int(header.get("l", 1)),
         started=int(header["b"]) if "b" in header else None,
         ended=int(header["e"]) if "e" in header else None,
         succeeded=int(header["o"]),
-        failed=int(header["f"]),
+        failed=int(header.get("f", 0)),
         hooks=header.get("h", ""),
         first_failed=int(header["x"]) if "x" in header else None,
         tasks={name: _task(text, created) for name, text in header.items() if name.isdecimal()},
@@ -460,8 +458,8 @@ def _state(run_id: str, header: Mapping[str, str]) -> rules.RunState:
 
 
 def _task(text: str, created: int) -> rules.Task:
-    words = text.split(" ")
-    attempts, retries, losses, waits = map(int, words[1:5])
-    queued, started, ended = (None if word == "-" else created + int(word, 16) for word in words[5:8])
-    holder, token = ("" if word == "-" else word for word in words[8:])
-    return rules.Task(words[0], attempts, retries, losses, waits, queued, started, ended, holder, token)
+    status, counts, *words = text.split(" ")
+    attempts, retries, losses, waits, *_ = [*map(int, counts.split(",")), 0, 0, 0]
+    queued, started, ended = (None if word == "-" else created + int(word, 16) for word in words[:3])
+    holder, token = ("" if word == "-" else word for word in words[3:])
+    return rules.Task(status, attempts, retries, losses, waits, queued, started, ended, holder, token)

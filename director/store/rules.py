@@ -243,7 +243,7 @@ class Moves:
             launch=number - self.run.nodes + 1 if kind else self.run.launch,
             hook=kind,
             payload=self.data.get("p", b"{}"),
-            trigger=self.data.get("t", b"{}"),
+            trigger=unpack_trigger(self.data.get("t", b"")),
             results=tuple(self.data.get(f"r{parent}", b"null") for parent in parents),
         )
 
@@ -330,6 +330,23 @@ def _error(kind: str, message: str) -> bytes:
 # What both stores show of a run -----------------------------------------------------------------
 
 _ERROR = msgspec.json.Decoder(TaskError)
+_TRIGGER = ("kind", "source", "event", "delivery")
+
+
+def pack_trigger(trigger: Mapping[str, Any]) -> bytes:
+    """Return a trigger as lines, which mostly fit in a small hash's 64 bytes; JSON where it has other keys."""
+    words = list(map(str, trigger.values()))
+    if tuple(trigger) == _TRIGGER[: len(words)] and not any("\n" in word for word in words):
+        return "\n".join(words).encode()
+    return msgspec.json.encode(trigger)
+
+
+def unpack_trigger(text: bytes) -> dict[str, Any]:
+    """Return what `pack_trigger` was given."""
+    if text.startswith(b"{"):
+        found: dict[str, Any] = msgspec.json.decode(text)
+        return found
+    return dict(zip(_TRIGGER, text.decode().split("\n"), strict=False)) if text else {}
 
 
 def header(run: RunState, data: Mapping[str, bytes], failed_key: str) -> Run:
@@ -367,7 +384,7 @@ def _header(run: RunState, data: Mapping[str, bytes], failed_key: str) -> dict[s
         "workflow": run.workflow,
         "status": WORD[run.s],
         "launch": run.launch,
-        "trigger": msgspec.json.decode(data.get("t", b"{}")),
+        "trigger": unpack_trigger(data.get("t", b"")),
         "comment": data.get("c", b"").decode(),
         "relaunch_of": data["z"].decode() if "z" in data else None,
         "created_at": time_text(run.created),

@@ -348,7 +348,7 @@ class TinyStore(base.Store):
             created=self._now,
         )
         moves = self._moves_of(run)
-        texts = {"p": new.payload, "t": msgspec.json.encode(new.trigger), "c": new.comment.encode()}
+        texts = {"p": new.payload, "t": rules.pack_trigger(new.trigger), "c": new.comment.encode()}
         moves.data.update({name: body for name, body in {**texts, "z": new.relaunch_of.encode()}.items() if body})
         if new.kept:
             before = _Data(self, new.relaunch_of)

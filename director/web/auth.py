@@ -14,9 +14,11 @@ from director.web.service import Service
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 
-def require_access(connection: Connection, _: BaseRouteHandler) -> None:
-    """Guard every route but webhooks and health checks."""
+def require_access(connection: Connection, handler: BaseRouteHandler) -> None:
+    """Guard every route: those with the option `open` need nothing, `/status` nothing once it is public."""
     service: Service = connection.app.state.service
+    if handler.opt.get("open") or (handler.opt.get("glance") and service.settings.public_status):
+        return
     headers: dict[str, str] = {}
     for raw_name, raw_value in connection.scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
@@ -26,13 +28,6 @@ def require_access(connection: Connection, _: BaseRouteHandler) -> None:
     denial = authorize(service.settings.token, peer=peer, headers=headers)
     if denial is not None:
         raise HTTPException(status_code=denial.status, detail=denial.detail)
-
-
-def require_access_to_status(connection: Connection, handler: BaseRouteHandler) -> None:
-    """Guard `/status`, which DIRECTOR_PUBLIC_STATUS opens."""
-    service: Service = connection.app.state.service
-    if not service.settings.public_status:
-        require_access(connection, handler)
 
 
 def require_document(connection: Connection, _: BaseRouteHandler) -> None:

@@ -54,15 +54,23 @@ def refusal(exc: Exception) -> Refusal:
     return Refusal(500, "This is a bug of the service; its log has the details.")
 
 
-def answer(request: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
-    """Answer any error of a handler."""
+def answer(path: str, exc: Exception) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+    """Return status, body and headers of the answer to any error; bugs are logged."""
     found = refusal(exc)
     if found.status == 500:
-        logger.error("request.failed", path=request.scope["path"], reason=repr(exc), exc_info=exc)
+        logger.error("request.failed", path=path, reason=repr(exc), exc_info=exc)
     members = {"type": "about:blank", "title": HTTPStatus(found.status).phrase, "status": found.status}
     members |= {"detail": found.detail} if found.detail else {}
-    body = msgspec.json.encode(members | found.more)
-    return Response(body, status_code=found.status, media_type=MEDIA_TYPE, headers=found.headers)
+    headers = {"content-type": MEDIA_TYPE, **found.headers}
+    pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    return found.status, msgspec.json.encode(members | found.more), pairs
 
 
-HANDLERS: dict[Any, Any] = {HTTPException: answer, Exception: answer}
+def respond(request: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
+    """Answer an error of a handler, or of Litestar's own."""
+    status, body, pairs = answer(request.scope["path"], exc)
+    headers = {name.decode(): value.decode("latin-1") for name, value in pairs}
+    return Response(body, status_code=status, media_type=headers.pop("content-type"), headers=headers)
+
+
+HANDLERS: dict[Any, Any] = {HTTPException: respond, Exception: respond}

@@ -24,7 +24,7 @@ _AGE = re.compile(r"(\d{1,9})([smhd]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-@get("/status", summary="Everything at a glance", operation_id="GetStatus")
+@get("/status", summary="Everything at a glance", operation_id="GetStatus", glance=True)
 async def status(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[shapes.Status]:
     """Return workers, queue, problems and a line for each workflow; `ETag` for what changes rarely."""
     known = await service.do(service.store.state(list(service.definitions.project.workflows)))
@@ -40,7 +40,7 @@ async def status(request: Request[Any, Any, Any], service: NamedDependency[Servi
     return _tagged(request, shape, msgspec.structs.replace(shape, at="", oldest_queued_s=None))
 
 
-@get("/status/{workflow:str}", summary="One workflow at a glance", operation_id="GetWorkflowStatus")
+@get("/status/{workflow:str}", summary="One workflow at a glance", operation_id="GetWorkflowStatus", glance=True)
 async def workflow_status(
     request: Request[Any, Any, Any],
     service: NamedDependency[Service],
@@ -106,13 +106,13 @@ async def sources(service: NamedDependency[Service]) -> shapes.SourceList:
     )
 
 
-@get("/health/live", summary="The process is up", operation_id="HealthLive")
+@get("/health/live", summary="The process is up", operation_id="HealthLive", open=True)
 async def live() -> dict[str, str]:
     """Answer always."""
     return {"status": "live"}
 
 
-@get("/health/ready", summary="The store can be reached", operation_id="HealthReady")
+@get("/health/ready", summary="The store can be reached", operation_id="HealthReady", open=True)
 async def ready(service: NamedDependency[Service]) -> dict[str, str]:
     """Answer 200 when the store does, else 503."""
     try:
@@ -120,3 +120,6 @@ async def ready(service: NamedDependency[Service]) -> dict[str, str]:
     except StoreUnavailable:
         raise StoreUnavailable(f"The store at {service.settings.store_name} does not answer.") from None
     return {"status": "ready"}
+
+
+HANDLERS = [status, workflow_status, sources, live, ready]

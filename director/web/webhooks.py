@@ -20,7 +20,7 @@ from director.models import Project
 from director.signing import Scheme, SignedRequest, Verdict, scheme, verify
 from director.store.base import Dedupe, Started
 from director.triggers import Match, Router
-from director.web import bodies
+from director.web import bodies, problems
 from director.web.problems import Refusal
 from director.web.service import Service
 from director.web.shapes import Delivery, DeliveryRun, Refused
@@ -49,18 +49,17 @@ class Webhooks:
         self._router = Router(())
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request to `/hooks/{source}`; the server has taken `/hooks` off its path.
-
-        Raises:
-            Refusal, DirectorError: answered as problem details, like any handler's.
-        """
-        source = self._source(scope)
-        body = await bodies.read(scope["headers"], receive)
-        verdict = self._verify(source, scope, body)
-        document = bodies.decode(scope["headers"], body)
-        status, answer = await self._accept(source, verdict, document)
-        text = _encode(answer)
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(text))]
+        """Answer one request to `/hooks/{source}`."""
+        try:
+            source = self._source(scope)
+            body = await bodies.read(scope["headers"], receive)
+            verdict = self._verify(source, scope, body)
+            document = bodies.decode(scope["headers"], body)
+            status, answer = await self._accept(source, verdict, document)
+            text, headers = _encode(answer), [(b"content-type", b"application/json")]
+        except Exception as exc:  # noqa: BLE001 - a bug too is answered, and logged
+            status, text, headers = problems.answer(scope["path"], exc)
+        headers.append((b"content-length", b"%d" % len(text)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": text})
 
@@ -77,7 +76,7 @@ class Webhooks:
             }
             self._router = Router(project.workflows.values())
             self._project = project
-        source = self._sources.get(scope["path"].strip("/"))
+        source = self._sources.get(scope["path"].removeprefix("/hooks/").strip("/"))
         if source is None:
             raise Refusal(404, "No such source.")
         return source

@@ -26,9 +26,11 @@ local function parse(run, text, node)
   if not text then
     return { s = 'p', attempts = 0, retries = 0, losses = 0, waits = node.waits, holder = '-', token = '-' }
   end
-  local s, a, r, l, w, queued, started, ended, holder, token = string.match(text,
-    '^(%a) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (%S+) (%S+) (%S+)$')
-  return { s = s, attempts = tonumber(a), retries = tonumber(r), losses = tonumber(l), waits = tonumber(w),
+  local s, counts, queued, started, ended, holder, token = string.match(text,
+    '^(%a) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$')
+  local a, r, l, w = string.match(counts, '^(%d+),?(%d*),?(%d*),?(%d*)$')
+  return { s = s, attempts = tonumber(a), retries = tonumber(r) or 0, losses = tonumber(l) or 0,
+    waits = tonumber(w) or 0,
     queued = instant(run, queued), started = instant(run, started), ended = instant(run, ended),
     holder = holder, token = token }
 end
@@ -39,9 +41,9 @@ local function open(id, number)
   local key = prefix .. 'run:' .. id
   local v = redis.call('HMGET', key, 's', 'l', 'c', 'p', 'n', 'j', 'o', 'f', 'a', 'h', 'w', 'x', number or 's')
   if not v[1] then return nil end
-  return { id = id, key = key, s = v[1], launch = tonumber(v[2]), created = tonumber(v[3]), plan = v[4],
-    total = tonumber(v[5]), nodes = tonumber(v[6]), succeeded = tonumber(v[7]), failed = tonumber(v[8]),
-    active = tonumber(v[9]), hooks = v[10] or '', workflow = v[11], first_failed = v[12], text = v[13],
+  return { id = id, key = key, s = v[1], launch = tonumber(v[2] or 1), created = tonumber(v[3]), plan = v[4],
+    total = tonumber(v[5]), nodes = tonumber(v[6]), succeeded = tonumber(v[7]), failed = tonumber(v[8] or 0),
+    active = tonumber(v[9] or 0), hooks = v[10] or '', workflow = v[11], first_failed = v[12], text = v[13],
     fields = {} }
 end
 
@@ -52,8 +54,16 @@ local function set(run, field, value)
 end
 
 local function set_task(run, number, t)
-  set(run, number, table.concat({ t.s, t.attempts, t.retries, t.losses, t.waits, offset(run, t.queued),
-    offset(run, t.started), offset(run, t.ended), t.holder, t.token }, ' '))
+  local counts = t.attempts
+  if tonumber(t.waits) > 0 then
+    counts = table.concat({ counts, t.retries, t.losses, t.waits }, ',')
+  elseif t.losses > 0 then
+    counts = table.concat({ counts, t.retries, t.losses }, ',')
+  elseif t.retries > 0 then
+    counts = counts .. ',' .. t.retries
+  end
+  set(run, number, table.concat({ t.s, counts, offset(run, t.queued), offset(run, t.started),
+    offset(run, t.ended), t.holder, t.token }, ' '))
 end
 
 local function save(run)
@@ -234,8 +244,12 @@ local function complete(run, number, t, node, status, body, wish)
       set(run, 'x', number)
     end
   end
-  if run.active == 0 then end_run(run, wish) end
-  set(run, 'a', run.active)
+  if run.active > 0 then
+    set(run, 'a', run.active)
+  else
+    redis.call('HDEL', run.key, 'a')
+    end_run(run, wish)
+  end
 end
 
 -- running → retrying, or queued → retrying for an unknown task

@@ -57,8 +57,8 @@ for i = 1, #waits, 2 do
     token = '-' })
 end
 local clock = string.format('%.0f', now)
-redis.call('HSET', KEYS[1], 'w', workflow, 's', 'q', 'l', 1, 'c', clock, 'p', digest, 'n', total, 'j', nodes,
-  'o', run.succeeded, 'f', 0, 'a', #roots)
+redis.call('HSET', KEYS[1], 'w', workflow, 's', 'q', 'c', clock, 'p', digest, 'n', total, 'j', nodes,
+  'o', run.succeeded, 'a', #roots)
 redis.call('ZADD', KEYS[4], clock, id)
 redis.call('ZADD', KEYS[5], clock, id)
 redis.call('ZADD', KEYS[6], clock, id)
