@@ -24,6 +24,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from director import yamltree
+from director.yamltree import quote
 
 Reason = Literal[
     "ok", "no_secret", "missing_signature", "malformed_signature", "bad_signature", "malformed_timestamp", "stale",
@@ -119,16 +120,18 @@ def scheme(name_or_mapping: str | Mapping[str, Any]) -> Scheme:
     problems: list[tuple[str, str]] = []
     if preset not in presets():
         near = difflib.get_close_matches(preset, presets(), n=1)
-        hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(presets())}"
-        problems.append(("scheme", f'no scheme is named "{preset}"; {hint}'))
+        hint = f"did you mean {quote(near[0])}?" if near else f"there are {', '.join(presets())}"
+        problems.append(("scheme", f"no scheme is named {quote(preset)}; {hint}"))
     for key, value in given.items():
         try:
             if key not in Scheme.__struct_fields__:
                 near = difflib.get_close_matches(str(key), Scheme.__struct_fields__, n=1)
-                problems.append((key, f'unknown key "{key}"' + (f'; did you mean "{near[0]}"?' if near else "")))
+                problems.append(
+                    (key, f"unknown key {quote(key)}" + (f"; did you mean {quote(near[0])}?" if near else ""))
+                )
             msgspec.convert({key: value}, Scheme)
         except msgspec.ValidationError as exc:
-            problems.append((key, f'"{key}": {str(exc).partition(" - at")[0]}'))
+            problems.append((key, f"{quote(key)}: {str(exc).partition(' - at')[0]}"))
     if not problems:
         made = msgspec.convert({**presets()[preset], **given}, Scheme)
         problems = _problems(made)
