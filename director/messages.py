@@ -2,7 +2,7 @@
 
 Format: Celery's message protocol 2 inside kombu's virtual-transport envelope (celery.app.amqp
 `as_task_v2`, kombu.transport.virtual.base `prepare_message` and `_inplace_augment_message`).
-A template is made once per plan; a script or `fill` puts in what differs between messages.
+A template is made once per plan; the script that pushes a message puts in what differs (`push` in common.lua).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def headers(node: Node, task_id: str = ID, at: str = AT) -> dict[str, Any]:
 def template(node: Node) -> str:
     """Return the whole message as JSON, a format with `%s` where a message differs from the next.
 
-    The values are those of `values`, in the order of the JSON; Lua and Python fill it alike.
+    In the order of the JSON that is: id, root id, our header (id, ms), correlation id, delivery tag (id, ms).
     """
     text = json.dumps(
         {
@@ -85,16 +85,6 @@ def template(node: Node) -> str:
     )
     # A user's names may hold a percent sign.
     return text.replace("%", "%%").replace(ID, "%s").replace(AT, "%s")
-
-
-def values(task_id: str, at: int) -> tuple[str | int, ...]:
-    """Return what fills a template: id and root id, our header, correlation id, delivery tag."""
-    return (task_id, task_id, task_id, at, task_id, task_id, at)
-
-
-def fill(text: str, run_id: str, number: int, at: int) -> bytes:
-    """Return a template's message for one task run, queued `at` ms since 1970."""
-    return (text % values(f"{run_id}:{number}", at)).encode()
 
 
 def parse(header: object) -> tuple[str, int, bool] | None:

@@ -7,7 +7,9 @@ import redis
 from celery import Celery
 
 from director import messages
-from director.models import Node
+from director.models import Node, Plan
+from director.store.base import NewRun
+from director.store.redis import RedisStore
 
 NODES = [
     Node(key="A", task="A", queue="celery"),
@@ -38,12 +40,21 @@ def pushed_by_celery(redis_url: str, node: Node, task_id: str, header: str) -> t
     return name.decode().removeprefix("k:"), json.loads(client.lindex(name, 0))
 
 
+def pushed_by_us(redis_url: str, node: Node) -> tuple[str, dict]:
+    store = RedisStore(redis_url)
+    made = Plan(workflow="w", nodes=(node,), total=1, digest=node.key)
+    store.do(store.start(NewRun(run_id="run-1", plan=made, payload=b"{}", trigger={"kind": "api"}, roots=(0,))))
+    client = redis.Redis.from_url(redis_url)
+    (name,) = [key for key in client.keys("director:mq:*") if client.type(key) == b"list"]
+    return name.decode().removeprefix("director:mq:"), json.loads(client.lindex(name, 0))
+
+
 @pytest.mark.parametrize("node", NODES, ids=lambda node: node.key)
 def test_a_message_equals_what_the_installed_celery_pushes(redis_url, node):
-    ours = json.loads(messages.fill(messages.template(node), "0199-run", 7, 1_700_000_000_000))
-    queue, theirs = pushed_by_celery(redis_url, node, "0199-run:7", ours["headers"][messages.HEADER])
+    name, ours = pushed_by_us(redis_url, node)
+    queue, theirs = pushed_by_celery(redis_url, node, "run-1:0", ours["headers"][messages.HEADER])
 
-    assert messages.queue_list(node.queue, node.priority) == queue
+    assert messages.queue_list(node.queue, node.priority) == queue == name
     # What cannot agree: who sent it, where an answer would go, and the tag that is new for each push.
     assert theirs["headers"].pop("origin") and ours["headers"].pop("origin") == "director"
     assert theirs["properties"].pop("reply_to") and ours["properties"].pop("reply_to") == ""

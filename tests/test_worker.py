@@ -4,11 +4,10 @@ import os
 import signal
 import time
 
-import msgspec
 import pytest
 import redis
+from celery import Celery
 
-from director import messages
 from director.engine import Engine
 from director.store.redis import RedisStore
 from tests.processes import (
@@ -137,17 +136,10 @@ def test_a_stock_celery_worker_runs_our_messages_and_ordinary_ones(home, store, 
         ready(store)
         run = ended(store, start(store, workflow(["ONE", ("ONE", "ONE"), "SUM"])))
         assert results(run)["SUM"] == 2
-        ordinary = msgspec.json.decode(messages.fill(messages.template(built("ONE")), "x", 0, 1))
-        del ordinary["headers"][messages.HEADER]
-        ordinary["body"] = "W1tudWxsXSwge30sIHsiY2FsbGJhY2tzIjogbnVsbCwgImVycmJhY2tzIjogbnVsbH1d"
-        redis.Redis.from_url(redis_url).lpush("director:mq:celery", msgspec.json.encode(ordinary))
+        sender = Celery(broker=redis_url, set_as_current=False)
+        sender.conf.broker_transport_options = {"global_keyprefix": "director:mq:"}
+        sender.send_task("ONE", args=[None], queue="celery", ignore_result=True)
         until(lambda: calls(home).count("ONE") == 4, what="the ordinary message")
-
-
-def built(task):
-    from director import plan
-
-    return plan.build(workflow([task])).nodes[0]
 
 
 def test_a_killed_pool_child_is_noticed_at_once(home, store, redis_url):

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LEASE_MS = 30_000
 """A lease's length; its holder renews it long before."""
-RESEND_MS = 20_000
-"""How long a message may be missing before it is sent again."""
 OUTAGE_MS = 5_000
 """When no sweep ran for so long, the store was away: leases get OUTAGE_GRACE_MS more."""
 OUTAGE_GRACE_MS = 15_000

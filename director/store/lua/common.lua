@@ -101,7 +101,7 @@ local function ref(run, number) return run.id .. ':' .. number end
 local function push(run, number, node)
   local template = redis.call('HGET', prefix .. 'plan:' .. run.plan, 'm' .. node.name)
   local id, at = ref(run, number), string.format('%.0f', now)
-  -- The order is that of messages.values.
+  -- The order is that of messages.template.
   redis.call('LPUSH', prefix .. 'mq:' .. node.list, string.format(template, id, id, id, at, id, id, at))
 end
 
