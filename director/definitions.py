@@ -19,8 +19,9 @@ from typing import Any
 
 from director import schemas, yamltree
 from director.errors import DefinitionError, InvalidPayload, NotFound
-from director.grammar import File, Reading, is_null, near_name
+from director.grammar import File, Reading
 from director.models import Problem, Project, Workflow
+from director.scope import is_null, near_name
 from director.yamltree import Map, quote
 
 MAX_FILE_BYTES = 1 << 20

@@ -18,8 +18,8 @@ from director.store.base import Store
 from director.supervisor import ServiceLock
 
 if TYPE_CHECKING:
+    from director.embedded import EmbeddedWorker
     from director.scheduler import Loop
-    from director.worker import EmbeddedWorker
 
 READY_S = 30.0
 STOP_S = 1.0
@@ -83,8 +83,8 @@ class Host:
             raise DirectorError(f"Nothing executes the run any more: {type(failed).__name__}: {failed}")
 
     def _start(self) -> None:
+        from director.embedded import EmbeddedWorker
         from director.scheduler import Loop
-        from director.worker import EmbeddedWorker
 
         # The command itself says how its run ends.
         log.configure("ERROR")

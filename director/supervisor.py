@@ -53,7 +53,7 @@ class ServiceLock:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = self._path.open("a+b")
         except OSError as exc:
-            from director.store.tiny import unwritable
+            from director.store.files import unwritable
 
             raise unwritable(self._path.parent, exc) from exc
         try:

@@ -9,21 +9,24 @@ ROOT = Path(__file__).parent.parent / "director"
 # From the ground up: a module imports only what stands before it (a folder counts as one).
 FLOORS = [
     "errors states log models settings",
-    "plan messages signing triggers access yamltree schemas",
+    "plan messages triggers access yamltree schemas",
+    "signing scope",
     "grammar",
     "definitions registry",
     "store",
     "engine",
     "execution",
-    "worker scheduler",
+    "parent scheduler",
+    "worker",
+    "embedded",
     "web",
     "deliver supervisor render",
     "host",
     "cli",
 ]
 HOMES = {
-    "celery": {"worker"},
-    "kombu": {"worker"},
+    "celery": {"worker", "parent", "embedded"},
+    "kombu": {"parent", "embedded"},
     "redis": {"store"},
     "tinydb": {"store"},
     "litestar": {"web"},

@@ -13,7 +13,7 @@ from tests.test_up import FLOW, Service
 
 DEATHS = {
     "scheduler": "scheduler.Loop.step = broken",
-    "worker": "worker.Parent.connect_signals = broken",
+    "parent": "parent.Parent.connect_signals = broken",
 }
 
 

@@ -19,9 +19,10 @@ import pytest
 
 from director.engine import new_run_id
 from director.errors import NotFound, SettingsError, StoreUnavailable
-from director.store import base, tiny
+from director.store import base, files, tiny
 from director.store.base import LEASE_MS, Dedupe, Filter, Outcome
-from director.store.tiny import INLINE_BYTES, TinyStore
+from director.store.files import INLINE_BYTES
+from director.store.tiny import TinyStore
 from tests.contract.driving import begin, finish, get, new, plan_of, queued, start, succeed
 
 KILLS = 30
@@ -134,7 +135,7 @@ def test_a_full_disk_at_any_step_is_said_and_asking_again_is_safe(
     run_id = start(store, ["A"])
     begun = begin(store, run_id, 0)
     before = [get(store, old), get(store, run_id)]
-    home = tiny.os if what == "fsync" else tiny.Path
+    home = files.os if what == "fsync" else files.Path
     real, count = getattr(home, what), itertools.count(1)
 
     def full(*args):

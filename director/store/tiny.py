@@ -1,161 +1,28 @@
-"""The store without a server: TinyDB files that several processes may share.
-
-    state.json        runs, plans, seen deliveries, what workers publish: one small document each
-    large/RUN.NAME.N  a payload or result too large to be written with every change; never rewritten
-    lock              flock: one writer at a time, between processes too
-
-TinyDB's own storage rewrites its file in place, which a kill leaves in halves. `SafeStorage` writes a new
-file, syncs it, renames it and syncs the folder; what a call answers is on disk. Large files are written
-before state.json names them and removed after it has stopped to. So a kill between leaves at most a file
-that nothing names; the first sweep of the next process removes it.
-"""
+"""The store without a server: the rules run on TinyDB's documents, one locked transaction a call."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 from tinydb import TinyDB
-from tinydb.storages import Storage
 from tinydb.table import Document, Table
 
-from director.errors import NotFound, SettingsError, StoreUnavailable
+from director.errors import NotFound, StoreUnavailable
 from director.models import FullRun, Plan, Run, TaskError, TaskOptions, time_text
 from director.states import ENDED, WORD
 from director.store import base, rules
 from director.store.base import LEASE_MS, Begun, Described, Finished, NewRun, Outbox, Outcome, Ref, Started, Swept
+from director.store.files import Data, SafeStorage, files_of
 
 T = TypeVar("T")
-INLINE_BYTES = 512
-"""Values up to this size stand in state.json, which every change writes whole: with 200 runs of ten results
-of 2,000 bytes in it a change takes 7 to 9 ms; with those in files of their own 2 to 4 ms."""
 OUTBOX_LIMIT = 1000
-
-
-class _RunRow(TypedDict):
-    """A run's document."""
-
-    state: dict[str, Any]
-    """`rules.RunState`."""
-    data: dict[str, str | dict[str, str]]
-    """Text, or `{"file": name}` in `large/`."""
-    busy: bool
-    """Something is queued, running or retrying; a hook may be, after the run's end."""
-    ended: bool
-
-
-class SafeStorage(Storage):
-    """TinyDB's storage: whole-file, atomic, locked, and parsed only when another process has written."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._path = folder, folder / "state.json"
-        self.dirty = False
-        """Whether the transaction that is underway, or the last one, has changed anything."""
-        self._tables: dict[str, Any] = {}
-        self._file: BinaryIO | None = None
-        self._stamp: tuple[int, ...] = ()
-
-    def read(self) -> dict[str, Any]:
-        """Return the tables of the transaction that is underway."""
-        return self._tables
-
-    def write(self, data: dict[str, Any]) -> None:
-        """Take the tables over; the transaction's end writes them."""
-        self._tables, self.dirty = data, True
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Hold the lock; write once at the end if anything changed, nothing after an error."""
-        with (self.folder / "lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self.dirty = False
-            try:
-                self._refresh()
-                yield
-                if self.dirty:
-                    write_whole(self._path, msgspec.json.encode(self._tables))
-                    self._pin()
-            except BaseException:
-                if self.dirty:
-                    self.close()  # what is in memory may be half changed: read it again
-                raise
-
-    def close(self) -> None:
-        """Let go of the file; the next transaction reads it again."""
-        if self._file is not None:
-            self._file.close()
-        self._file, self._stamp = None, ()
-
-    def unusable(self, reason: object) -> StoreUnavailable:
-        """Return the error for contents that this service cannot have written."""
-        return StoreUnavailable(
-            f"{self._path} is not what this service wrote ({reason}). Move it away to start afresh, "
-            "or put a backup in its place."
-        )
-
-    def _refresh(self) -> None:
-        try:
-            stamp = _stamp(self._path.stat())
-        except FileNotFoundError:
-            self._tables = {}
-            self.close()
-            return
-        if stamp != self._stamp:
-            body = self._pin().read()
-            try:
-                self._tables = msgspec.json.decode(body, type=dict[str, dict[str, dict[str, Any]]])
-                msgspec.convert(self._tables.get("runs", {}), dict[str, _RunRow])
-            except msgspec.DecodeError as exc:
-                self.close()
-                raise self.unusable(exc) from exc
-
-    def _pin(self) -> BinaryIO:
-        """Open the file that `_tables` stand for, and keep it open.
-
-        While it is, no other file gets its inode number, so an equal stamp means the same file. Without
-        that, two quick writes of another process can end in the same number, size and (coarse) time.
-        """
-        self.close()
-        self._file = self._path.open("rb")
-        self._stamp = _stamp(os.fstat(self._file.fileno()))
-        return self._file
-
-
-def _stamp(stat: os.stat_result) -> tuple[int, ...]:
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
-
-
-def write_whole(path: Path, body: bytes) -> None:
-    """Replace a file so that a kill at any instruction leaves the old one or the new one."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def unwritable(folder: Path, exc: OSError) -> SettingsError:
-    """Return the error for a data folder that cannot be created or written."""
-    return SettingsError(
-        f"{folder} cannot be written ({exc.strerror}). Set DIRECTOR_DATA_DIR to a folder that can, "
-        "or DIRECTOR_REDIS_URL to keep state in Redis."
-    )
 
 
 class _Table(Table):
@@ -209,14 +76,6 @@ class TinyStore(base.Store):
         self._grace_until = 0
         self._unnamed: list[str] = []
         """Files that the transaction underway has stopped to name."""
-        try:
-            (folder / "large").mkdir(parents=True, exist_ok=True)
-            (folder / "lock").touch()
-            for part in (folder, folder / "large"):
-                if not os.access(part, os.W_OK | os.X_OK):
-                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except OSError as exc:
-            raise unwritable(folder, exc) from exc
         self._storage = SafeStorage(folder)
         self._db = TinyDB(storage=lambda: self._storage)
         self._db.table_class = _Table
@@ -237,7 +96,7 @@ class TinyStore(base.Store):
             raise self._storage.unusable(exc) from exc
         for name in self._unnamed:
             with suppress(OSError):  # it is in nobody's way; the next process tries again
-                (self._folder / "large" / name).unlink()
+                (self._storage.large / name).unlink()
         if self._storage.dirty:
             self.changed.set()
         return answer
@@ -265,12 +124,16 @@ class TinyStore(base.Store):
         row = self._rows("runs").get(run_id)
         return msgspec.convert(row["state"], rules.RunState) if row else None
 
+    def _data(self, run_id: str) -> Data:
+        row = self._rows("runs").get(run_id)
+        return Data(self._storage.large, run_id, row["data"] if row else {})
+
     def _moves(self, run_id: str) -> rules.Moves | None:
         run = self._run(run_id)
         return self._moves_of(run) if run else None
 
     def _moves_of(self, run: rules.RunState) -> rules.Moves:
-        return rules.Moves(run, self._read_plan(run.plan), _Data(self, run.id), self._now, self._max_lost)
+        return rules.Moves(run, self._read_plan(run.plan), self._data(run.id), self._now, self._max_lost)
 
     def _at(self, ref: Ref) -> tuple[rules.Moves, rules.Task] | None:
         """Return a task run that has been touched, and its run."""
@@ -286,12 +149,12 @@ class TinyStore(base.Store):
             yield moves
 
     def _save(self, moves: rules.Moves) -> None:
-        run, data = moves.run, cast(_Data, moves.data)
+        run, data = moves.run, cast(Data, moves.data)
         before = self._rows("runs").get(run.id, {"data": {}})["data"]
-        self._unnamed += set(_files(before)) - set(_files(data.values_))
+        self._unnamed += set(files_of(before)) - set(files_of(data.document))
         busy, ended = any(task.s in "qry" for task in run.tasks.values()), WORD[run.s] in ENDED
         state = msgspec.to_builtins(run)
-        self._put("runs", run.id, {"state": state, "data": data.values_, "busy": busy, "ended": ended})
+        self._put("runs", run.id, {"state": state, "data": data.document, "busy": busy, "ended": ended})
         if run.s == "s" and run.ended == self._now:
             self._put("successes", run.workflow, {"at": self._now})
         if ended and not busy:
@@ -305,7 +168,7 @@ class TinyStore(base.Store):
         )
         too_old = [run_id for _, run_id in done[: max(0, len(done) - self._keep_runs)]]
         if too_old:
-            self._unnamed += [file for run_id in too_old for file in _files(rows[run_id]["data"])]
+            self._unnamed += [file for run_id in too_old for file in files_of(rows[run_id]["data"])]
             self._remove("runs", too_old)
             used = {row["state"]["plan"] for row in self._rows("runs").values()}
             self._remove("plans", [digest for digest in self._rows("plans") if digest not in used])
@@ -351,7 +214,7 @@ class TinyStore(base.Store):
         texts = {"p": new.payload, "t": rules.pack_trigger(new.trigger), "c": new.comment.encode()}
         moves.data.update({name: body for name, body in {**texts, "z": new.relaunch_of.encode()}.items() if body})
         if new.kept:
-            before = _Data(self, new.relaunch_of)
+            before = self._data(new.relaunch_of)
             moves.data.update({name: before[name] for n in new.kept if (name := f"r{n}") in before})
         moves.start(new.roots, new.kept, new.waits)
         self._save(moves)
@@ -457,8 +320,8 @@ class TinyStore(base.Store):
         """No message is ever sent again: the broker lives and dies with the process."""
         if self._swept_at is None:
             # Large files that a killed process has left without a name.
-            named = {file for row in self._rows("runs").values() for file in _files(row["data"])}
-            self._unnamed += [file.name for file in (self._folder / "large").iterdir() if file.name not in named]
+            named = {file for row in self._rows("runs").values() for file in files_of(row["data"])}
+            self._unnamed += [file.name for file in self._storage.large.iterdir() if file.name not in named]
         elif self._now - self._swept_at > base.OUTAGE_MS:
             # In memory: one process sweeps here, and an idle service should not write each second.
             self._grace_until = self._now + base.OUTAGE_GRACE_MS
@@ -526,7 +389,7 @@ class TinyStore(base.Store):
         if run is None:
             raise base.no_run(run_id)
         plan = self._read_plan(run.plan)
-        return rules.view(run, plan, _Data(self, run_id)), plan
+        return rules.view(run, plan, self._data(run_id)), plan
 
     @_described
     def list(self, which: base.Filter) -> tuple[tuple[Run, ...], str | None]:
@@ -550,7 +413,7 @@ class TinyStore(base.Store):
             if len(found) == which.limit:
                 return tuple(found), found[-1].id
             key = "" if run.first_failed is None else self._read_plan(run.plan).nodes[run.first_failed].key
-            found.append(rules.header(run, _Data(self, run_id), key))
+            found.append(rules.header(run, self._data(run_id), key))
         return tuple(found), None
 
     @_described
@@ -571,43 +434,6 @@ class TinyStore(base.Store):
         alive = sum(row["at"] >= self._now - LEASE_MS for row in self._rows("workers").values())
         oldest = (self._now - min(queued)) / 1000 if queued else None
         return base.StoreState(queued=len(queued), oldest_queued_s=oldest, workers=alive, workflows=lines)
-
-
-class _Data(MutableMapping[str, bytes]):
-    """A run's payload, results and errors: small ones in its document, large ones in files."""
-
-    def __init__(self, store: TinyStore, run_id: str) -> None:
-        row = store._rows("runs").get(run_id)
-        self._folder, self._run_id = store._folder / "large", run_id
-        self.values_: dict[str, Any] = dict(row["data"]) if row else {}
-        """As the document has them."""
-
-    def __getitem__(self, name: str) -> bytes:
-        value = self.values_[name]
-        return value.encode() if isinstance(value, str) else (self._folder / value["file"]).read_bytes()
-
-    def __setitem__(self, name: str, body: bytes) -> None:
-        if len(body) <= INLINE_BYTES:
-            self.values_[name] = body.decode()
-            return
-        # A name of its own for each write: a kill before the commit leaves what state.json names untouched.
-        file = f"{self._run_id}.{name}.{secrets.token_hex(4)}"
-        write_whole(self._folder / file, body)
-        self.values_[name] = {"file": file}
-
-    def __delitem__(self, name: str) -> None:
-        del self.values_[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.values_)
-
-    def __len__(self) -> int:
-        return len(self.values_)
-
-
-def _files(data: Mapping[str, Any]) -> list[str]:
-    """Return the names of the large files that a run's data is in."""
-    return [value["file"] for value in data.values() if isinstance(value, dict)]
 
 
 def _made_at(run_id: str) -> int:

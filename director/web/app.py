@@ -112,7 +112,7 @@ class _Companion:
 
             self._begin(Loop(settings, store, on_death=self._service.on_death))
         if self._worker:
-            from director.worker import EmbeddedWorker
+            from director.embedded import EmbeddedWorker
 
             self._begin(EmbeddedWorker(settings, store))
         for text in status.problems_of(self._service):

@@ -1,0 +1,165 @@
+"""What a worker's parent process looks after, beside Celery: signs of life, queues, dead children, shutdown."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, signals
+from celery.platforms import SecurityWarning
+from kombu.entity import Queue
+
+from director import definitions, log, messages, plan, registry
+from director.engine import sweep
+from director.errors import DirectorError, StoreUnavailable
+from director.execution import Executor
+from director.models import TaskOptions
+from director.plan import DEFAULT_QUEUE
+from director.settings import Settings
+from director.store.base import Ref
+
+ALIVE_S = 2.0
+SWEEP_S = 3.0
+"""Rarer than the scheduler's, often enough that the store is never taken to have been away."""
+PASS_S = 0.5
+
+logger = log.get("director.worker")
+
+
+class Parent:
+    """What a worker's parent process looks after, beside Celery: signs of life, dead children, shutdown."""
+
+    def __init__(self, app: Celery, settings: Settings, executor: Executor, tasks: dict[str, TaskOptions]) -> None:
+        self.app, self.settings, self.executor, self.tasks = app, settings, executor, tasks
+        self.store = executor.store
+        self.consumes_all = True
+        self.stopping = threading.Event()
+        self.instance: Any = None
+        self._children: set[int] = set()
+        self._due: dict[Callable[[], object], float] = {}
+
+    def connect_signals(self) -> None:
+        """Follow the life of the one Celery worker of this process."""
+        # Containers run as root; with JSON messages that is what the warning itself allows.
+        warnings.filterwarnings("ignore", category=SecurityWarning)
+        # What Celery logs of our task runs, `execution` says in one line, with the run's id.
+        logging.getLogger("celery.worker.consumer.consumer").addFilter(_is_not_ours)
+        logging.getLogger("celery.app.trace").addFilter(lambda record: not registry.executing())
+        signals.celeryd_init.connect(self._on_init, weak=False)
+        signals.celeryd_after_setup.connect(self._on_setup, weak=False)
+        signals.worker_ready.connect(self._on_ready, weak=False)
+        signals.worker_shutting_down.connect(self._on_shutdown, weak=False)
+        signals.task_unknown.connect(self._on_unknown, weak=False)
+
+    def hand_back(self, holder: str, *, counted: bool) -> int:
+        """Put back in the queue what a holder executes; return how many."""
+        back = self.store.do(self.store.hand_back(holder, counted))
+        for ref in back:
+            logger.warning("task.requeued", task_run=str(ref), reason="lost" if counted else "shutdown")
+        return len(back)
+
+    def hand_back_of_the_dead(self) -> None:
+        """Return the leases of pool children that are gone: a loss each."""
+        alive = self._pool_pids()
+        for pid in self._children - alive:
+            self.hand_back(f"{self.executor.boot}.{pid:x}", counted=True)
+        self._children = alive
+
+    def _on_init(self, options: dict[str, Any] | None = None, **_: Any) -> None:
+        self.consumes_all = not (options or {}).get("queues")
+
+    def _on_setup(self, instance: Any, **_: Any) -> None:
+        self.instance = instance
+        for queue in self._queues() if self.consumes_all else ():
+            self.app.amqp.queues.add(Queue(queue, routing_key=queue))
+        # Celery counts and shows messages; with these options one message must stay one task.
+        if getattr(instance, "max_tasks_per_child", None) or getattr(instance, "task_events", None):
+            self.executor.ahead_s = 0.0
+
+    def _on_ready(self, **_: Any) -> None:
+        pool = "threads" if self.executor.threads else "prefork"
+        logger.info("worker.started", worker=self.executor.boot, pool=pool)
+        self._children = self._pool_pids()
+        threading.Thread(target=self._look_after, name="parent", daemon=True).start()
+
+    def _on_shutdown(self, **_: Any) -> None:
+        if not self.stopping.is_set():
+            self.stopping.set()
+            threading.Thread(target=self._end_of_grace, name="grace", daemon=True).start()
+
+    def _on_unknown(self, message: Any = None, name: str = "", **_: Any) -> None:
+        ours = messages.parse((getattr(message, "headers", None) or {}).get(messages.HEADER))
+        if ours:
+            queue = (message.delivery_info or {}).get("routing_key") or DEFAULT_QUEUE
+            with contextlib.suppress(DirectorError):
+                self.executor.unknown(Ref(ours[0], ours[1]), "", name, queue)
+
+    def _queues(self) -> set[str]:
+        """Return every queue that a workflow or a stored plan names."""
+        found = {DEFAULT_QUEUE}
+        for workflow in definitions.load(self.settings.home).workflows.values():
+            found.update(node.queue for node in plan.build(workflow, self.tasks).messaged)
+        with contextlib.suppress(StoreUnavailable):
+            found.update(self._publish())
+        return found
+
+    def _look_after(self) -> None:
+        duties = ((self._publish, ALIVE_S), (self._sweep, SWEEP_S))
+        while not self.stopping.wait(PASS_S):
+            try:
+                self.hand_back_of_the_dead()
+                for duty, every_s in duties:
+                    if time.monotonic() >= self._due.get(duty, 0.0):
+                        duty()
+                        self._due[duty] = time.monotonic() + every_s
+            except DirectorError as exc:
+                logger.warning("worker.store_away", reason=str(exc))
+
+    def _sweep(self) -> None:
+        sweep(self.store)
+
+    def _publish(self) -> tuple[str, ...]:
+        """Say that this worker is there; take up queues that runs have brought meanwhile."""
+        queues: tuple[str, ...] = self.store.do(self.store.publish(self.executor.boot, self.tasks))
+        consumer = getattr(self.instance, "consumer", None)
+        if self.consumes_all and consumer is not None and consumer.task_consumer is not None:
+            for queue in queues:
+                if queue not in self.app.amqp.queues:
+                    logger.info("worker.queue_added", queue=queue)
+                    consumer.call_soon(consumer.add_task_queue, queue)
+        return queues
+
+    def _pool_pids(self) -> set[int]:
+        """Return the living children of a prefork pool."""
+        if self.executor.threads:
+            return set()
+        pool = getattr(getattr(self.instance, "pool", None), "_pool", None)
+        return {process.pid for process in getattr(pool, "_pool", None) or () if process.is_alive()}
+
+    def _end_of_grace(self) -> None:
+        """Give running tasks their time; then stop them and hand them back, which is no loss."""
+        time.sleep(self.settings.grace_s)
+        for pid in self._pool_pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        # Redis would give what is handed back to this worker's blocking pop, and it would end with it.
+        with contextlib.suppress(AttributeError):
+            for channel in self.instance.consumer.connection.transport.channels:
+                channel.client.connection_pool.disconnect()
+        try:
+            count = self.hand_back(f"{self.executor.boot}.", counted=False)
+            logger.warning("worker.stopped", reason="grace is over", handed_back=count)
+        finally:  # with the store away, a sweep takes the leases back once they end
+            os._exit(0)
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not (text.startswith("Received unregistered task") and f"'{messages.HEADER}': '" in text)
