@@ -196,7 +196,12 @@ def _broker(settings: Settings) -> dict[str, Any]:
         "socket_timeout": 10,
         "socket_connect_timeout": 2,
     }
-    return {"broker_url": url.replace("unix://", "redis+socket://"), "broker_transport_options": options}
+    return {
+        "broker_url": url.replace("unix://", "redis+socket://"),
+        "broker_transport_options": options,
+        # No message waits behind a running task while another worker is free.
+        "worker_disable_prefetch": True,
+    }
 
 
 def run_worker(settings: Settings, argv: list[str]) -> int:

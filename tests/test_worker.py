@@ -191,6 +191,15 @@ def test_sigterm_hands_back_what_does_not_finish(home, store, redis_url):
         assert results(ended(store, slow)) == {"SLEEP_ONCE": "second"}
 
 
+def test_nothing_waits_behind_a_long_task_while_another_worker_is_free(home, store, redis_url):
+    with worker(home, redis_url, "-c", "1"), worker(home, redis_url, "-c", "1"):
+        ready(store, 2)
+        start(store, workflow(["SLEEP"]), {"seconds": 60})
+        until(lambda: calls(home), what="the long task")
+        for run_id in [start(store, workflow(["ONE"])) for _ in range(10)]:
+            assert ended(store, run_id, 10).status == "succeeded"
+
+
 def test_two_prefixes_on_one_redis_never_meet(tmp_path, redis_url):
     stores = [RedisStore(redis_url, prefix) for prefix in ("one:", "two:")]
     homes = [project(tmp_path / prefix) for prefix in ("one", "two")]
