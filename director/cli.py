@@ -172,7 +172,7 @@ def _placed(warning: str, home: Path) -> str:
     name = warning.partition(" ")[0]
     lines = (home / ".env").read_text().splitlines() if (home / ".env").is_file() else []
     for number, line in enumerate(lines, 1):
-        if line.partition("=")[0].split()[-1:] == [name] and name not in os.environ:
+        if line.partition("=")[0].split()[-1:] == [name]:
             return f".env:{number}:{line.index(name) + 1}: {warning}"
     return f"environment: {warning}"
 

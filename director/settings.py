@@ -97,7 +97,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read the environment and `.env`.
+        """Read the environment and `.env`; without an argument the process's own, which takes over `.env`.
 
         Raises:
             SettingsError: every problem at once, one a line.
@@ -107,6 +107,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if not home.is_dir():
             raise SettingsError(f'DIRECTOR_HOME is "{home}", which is not a folder.')
         env = {**_read_dotenv(home / ".env"), **env}
+        if environ is None:
+            # Tasks read their own variables, and `config.X`, from the environment.
+            os.environ.update(env)
         values, problems = _values(env)
         broker = values.get("broker_uri", "")
         if broker.startswith(("redis://", "rediss://")):

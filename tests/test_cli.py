@@ -20,6 +20,7 @@ from tests.test_up import Service
 FLOW = """
 w.ONE: {tasks: [ONE]}
 w.CHATTY: {tasks: [CHATTY]}
+w.CONFIG: {tasks: [CONFIG]}
 w.SLEEP: {tasks: [SLEEP]}
 w.FRAGILE:
   tasks:
@@ -45,7 +46,12 @@ sources:
   bearer: {scheme: token, secret: $HOOK}
 """
 MORE = """
-from director import task
+import os
+from director import config, task
+
+@task(name="CONFIG")
+def configured():
+    return [config.BUCKET, os.environ["REGION"]]
 
 @task(name="CHATTY")
 def chatty(previous):
@@ -177,6 +183,13 @@ def test_an_unknown_task_is_found_before_the_run_starts(home, director):
     assert json.loads(director("runs", "list", "--json").stdout)["runs"] == []
 
 
+def test_tasks_see_what_dotenv_sets(home, director):
+    (home / ".env").write_text("DIRECTOR_BUCKET=tea\nREGION=here\n")
+    assert director("workflow", "run", "w.CONFIG", REGION="there").returncode == 0
+    run = json.loads(director("runs", "show", "latest", "--json").stdout)
+    assert run["tasks"][0]["result"] == ["tea", "there"], "the environment wins"
+
+
 # Reading
 
 
@@ -301,7 +314,7 @@ def test_follow_on_a_terminal_draws_a_nested_tree(home, colors):
 def test_check_of_a_project_without_problems(director):
     done = director("check")
     assert (done.returncode, done.stdout) == (0, "")
-    assert "6 workflows" in done.stderr
+    assert "7 workflows" in done.stderr
     assert "no problems" in done.stderr
 
 
