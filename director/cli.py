@@ -21,7 +21,7 @@ from director.states import ENDED, RUN_STATES, SUCCEEDED
 
 if TYPE_CHECKING:
     from director.definitions import Definitions
-    from director.engine import Relaunched
+    from director.engine import Engine, Relaunched
     from director.models import FullRun, Plan
     from director.store.base import Described, Store
 
@@ -47,6 +47,15 @@ class Context:
         from director.store import open_store
 
         return open_store(self.settings)
+
+    @property
+    def engine(self) -> Engine:
+        """An engine that knows what workers have published by now."""
+        from director.engine import Engine
+
+        engine = Engine()
+        engine.learn(self.do(lambda store: store.task_options()))
+        return engine
 
     def do(self, call: Callable[[Store], Described[Any]]) -> Any:
         """Make one call to the store."""
@@ -228,7 +237,6 @@ def workflow_show(context: Context, name: str, json_: bool) -> None:
 def workflow_run(context: Context, name: str, payload: str, comment: str, follow: bool, json_: bool) -> int:
     """Start a run. PAYLOAD is JSON, @FILE, or - for standard input."""
     from director.definitions import check_payload
-    from director.engine import Engine
     from director.host import Host
 
     # What is wrong here is said before anything is set up.
@@ -236,8 +244,8 @@ def workflow_run(context: Context, name: str, payload: str, comment: str, follow
     check_payload(context.definitions().workflow(name), given)
     with Host(context.settings, context.store) as host:
         definition = context.definitions(host.tasks).workflow(name)
-        steps = Engine(context.store).start(definition, given, trigger={"kind": "cli"}, comment=comment)
-        run_id = context.store.run(steps).run_id
+        new = context.engine.start(definition, given, trigger={"kind": "cli"}, comment=comment)
+        run_id = context.do(lambda store: store.start(new)).run_id
         watches = follow or host.sees_through
         if not json_:
             _print_lines([run_id])
@@ -353,27 +361,26 @@ def runs_watch(context: Context, run: str, json_: bool) -> int:
 @click.pass_obj
 def relaunch(context: Context, run: str, origin: str, plan: bool, follow: bool, json_: bool) -> int:
     """Run again what failed and what follows."""
-    from director.engine import Engine
     from director.host import Host
 
-    run_id, find, engine = context.run_id(run), context.definitions().workflow, Engine(context.store)
+    run_id, find = context.run_id(run), context.definitions().workflow
 
-    def relaunched(*, plan_only: bool) -> Relaunched:
-        steps = engine.relaunch(run_id, find, origin=origin, trigger={"kind": "cli"}, plan_only=plan_only)
-        return context.store.run(steps)
+    def relaunched() -> Relaunched:
+        return context.engine.relaunch(*context.get(run_id), find, origin=origin, trigger={"kind": "cli"})
 
     # Planned first: what cannot be relaunched is said before anything is set up.
-    done, watches = relaunched(plan_only=True), False
+    done, watches = relaunched(), False
     with contextlib.ExitStack() as stack:
         if not plan:
             host = stack.enter_context(Host(context.settings, context.store))
-            done, watches = relaunched(plan_only=False), follow or host.sees_through
+            done, watches = relaunched(), follow or host.sees_through
+            context.do(lambda store: store.carry_out(done.order))
         if not json_:
             _print_lines([done.id])
             click.echo(f"runs   {', '.join(done.rerun) or '-'}\nkeeps  {', '.join(done.keep) or '-'}", err=True)
             click.echo(done.note, err=True, nl=bool(done.note))
         elif not watches:
-            _print_json(done)
+            _print_json({"id": done.id, "rerun": done.rerun, "keep": done.keep, "note": done.note})
         return _watch(context, done.id, json_=json_, draw=follow, tend=host.tend) if watches else 0
 
 
@@ -383,10 +390,10 @@ def relaunch(context: Context, run: str, origin: str, plan: bool, follow: bool, 
 @click.pass_obj
 def cancel(context: Context, run: str, json_: bool) -> None:
     """End a run at once."""
-    from director.engine import Engine
+    from director.engine import new_token
 
     run_id = context.run_id(run)
-    context.store.run(Engine(context.store).cancel(run_id))
+    context.do(lambda store: store.cancel(run_id, new_token()))
     if json_:
         _print_json({"id": run_id, "status": "canceled"})
     else:

@@ -1,10 +1,8 @@
-"""MAIN PATH: what can happen to a run. Each verb is a flow of store calls (see `store.base.Steps`).
+"""MAIN PATH: what a start and a relaunch write. Pure: an `Engine` knows definitions and options, and no store.
 
-    start ─ begin ─ finish ─ … ─ the run has ended ─ its hook
-              │        └ release and queue successors
-              └ fenced by a token: late and repeated calls change nothing
-
-`begin` and `finish` are single calls, which the worker makes on the store itself.
+start ─ begin ─ finish ─ … ─ the run has ended ─ its hook         (store.base: the verbs of a run's life)
+          │        └ release and queue successors
+          └ fenced by a token: late and repeated calls change nothing
 """
 
 from __future__ import annotations
@@ -22,12 +20,13 @@ from director import definitions, log, plan, states
 from director.errors import Conflict, DefinitionError, NotFound, TooLarge
 from director.models import FullRun, Plan, Struct, TaskOptions, Workflow
 from director.settings import MAX_PAYLOAD_BYTES
-from director.store.base import Dedupe, NewRun, Relaunch, Started, Steps, Store, Swept
+from director.store.base import Dedupe, NewRun, Relaunch, Store, Swept
 
 OPTIONS_AGE_S = 5.0
-logger = log.get("director.engine")
 FindWorkflow = Callable[[str], Workflow]
 """Name → workflow; raises NotFound or DefinitionError (as `Definitions.workflow` does)."""
+
+logger = log.get("director.engine")
 
 
 class Relaunched(Struct, frozen=True):
@@ -37,6 +36,8 @@ class Relaunched(Struct, frozen=True):
     """The run that goes on: the same one, or a new one that names it in `relaunch_of`."""
     rerun: tuple[str, ...]
     keep: tuple[str, ...]
+    order: NewRun | Relaunch
+    """For `Store.carry_out`."""
     note: str = ""
     """Why the run keeps its old plan, where it does."""
 
@@ -64,13 +65,30 @@ def sweep(store: Store) -> Swept:
 
 
 class Engine:
-    """The verbs, over one store; one per process."""
+    """Works out what to write; one per process. Whoever uses it keeps it informed of the tasks' options."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self) -> None:
         self._options: dict[str, TaskOptions] = {}
-        self._options_until = 0.0
+        self._learned_at: float | None = None
         self._plans: dict[str, tuple[Workflow, Plan]] = {}
+
+    @property
+    def is_stale(self) -> bool:
+        """Return whether the options are more than 5 s old, or not there yet."""
+        return self._learned_at is None or time.monotonic() - self._learned_at > OPTIONS_AGE_S
+
+    def learn(self, options: dict[str, TaskOptions]) -> None:
+        """Take over what workers have published of their tasks (`Store.task_options`)."""
+        if options != self._options:
+            self._options, self._plans = options, {}
+        self._learned_at = time.monotonic()
+
+    def plan(self, workflow: Workflow) -> Plan:
+        """Return a workflow's plan with the options that are known."""
+        known = self._plans.get(workflow.name)
+        if known is None or known[0] is not workflow:
+            known = self._plans[workflow.name] = (workflow, plan.build(workflow, self._options))
+        return known[1]
 
     def start(
         self,
@@ -80,78 +98,59 @@ class Engine:
         trigger: Mapping[str, Any],
         comment: str = "",
         dedupe: Dedupe | None = None,
-    ) -> Steps[Started]:
-        """Check the payload and start a run.
+    ) -> NewRun:
+        """Return a new run, its payload checked.
 
         Raises:
             Conflict: the workflow is disabled.
             InvalidPayload, TooLarge: the payload is refused.
         """
-        if not workflow.enabled:
-            raise Conflict(f"Workflow {workflow.name} is disabled (enabled: false). Nothing was started.")
-        body = _payload_bytes(definitions.check_payload(workflow, dict(payload)))
-        current = yield from self.current_plan(workflow)
-        new = NewRun(
+        made, body = self.plan(_enabled(workflow)), _checked(workflow, payload)
+        roots = tuple(n for n, node in enumerate(made.nodes) if not node.parents)
+        return NewRun(
             run_id=new_run_id(),
-            plan=current,
+            plan=made,
             payload=body,
             trigger=trigger,
             comment=comment,
             dedupe=dedupe,
-            roots=_roots(current),
+            roots=roots,
         )
-        started: Started = yield self.store.start(new)
-        return started
-
-    def cancel(self, run_id: str) -> Steps[None]:
-        """End a run at once.
-
-        Raises:
-            NotFound: no such run.
-            Conflict: it has ended already.
-        """
-        status = yield self.store.cancel(run_id, new_token())
-        if status:
-            raise Conflict(f"Run {run_id} is {status}, so it cannot be canceled. Nothing was changed.")
 
     def relaunch(
         self,
-        run_id: str,
+        run: FullRun,
+        pinned: Plan,
         find: FindWorkflow,
         *,
         origin: str = "failed",
         payload: Mapping[str, Any] | None = None,
         trigger: Mapping[str, Any],
-        plan_only: bool = False,
-    ) -> Steps[Relaunched]:
-        """Run again what is needed: in place, or as a new run (a succeeded one, `start`, a new payload).
+    ) -> Relaunched:
+        """Return what to run again: in place, or as a new run (a succeeded one, `start`, a new payload).
 
         Args:
-            run_id: an ended run.
+            run: an ended run.
+            pinned: its plan.
             find: gives the workflow's current definition.
             origin: `failed`, `start`, or the key of a task run.
             payload: replaces the run's payload; makes a new run.
             trigger: of the new run, where there is one.
-            plan_only: change nothing, only say what would happen.
 
         Raises:
-            NotFound: no such run, or no such task in it.
+            NotFound: no such task in the run.
             Conflict: the run has not ended; or the task's parents have not succeeded.
         """
-        found: tuple[FullRun, Plan] = yield self.store.get(run_id)
-        run, pinned = found
         if run.status not in states.ENDED:
             raise Conflict(
-                f"Run {run_id} is {run.status}; only a run that has ended can be relaunched. "
+                f"Run {run.id} is {run.status}; only a run that has ended can be relaunched. "
                 "Wait for it or cancel it first. Nothing was changed."
             )
         if run.status == states.SUCCEEDED or origin == "start" or payload is not None:
-            return (yield from self._relaunch_anew(run, pinned, find, origin, payload, trigger, plan_only))
-        return (yield from self._relaunch_in_place(run, pinned, find, origin, plan_only))
+            return self._relaunch_anew(run, pinned, _enabled(find(run.workflow)), origin, payload, trigger)
+        return self._relaunch_in_place(run, pinned, find, origin)
 
-    def _relaunch_in_place(
-        self, run: FullRun, pinned: Plan, find: FindWorkflow, origin: str, plan_only: bool
-    ) -> Steps[Relaunched]:
+    def _relaunch_in_place(self, run: FullRun, pinned: Plan, find: FindWorkflow, origin: str) -> Relaunched:
         status = _statuses(run, pinned)
         roots = {n for n, word in status.items() if word in (states.CANCELED, states.PENDING, states.SKIPPED)}
         if origin == "failed":
@@ -164,7 +163,7 @@ class Engine:
         }
         current, note = pinned, ""
         try:
-            newest = yield from self.current_plan(find(run.workflow))
+            newest = self.plan(find(run.workflow))
             if not plan.same_shape(newest, pinned):
                 note = "The workflow's tasks have changed since this run started; it goes on with its own."
             elif not _same_hook(run, newest, pinned):
@@ -173,25 +172,19 @@ class Engine:
                 current = newest
         except (NotFound, DefinitionError):
             note = "The workflow is not in service any more; the run goes on with the tasks it started with."
-        if not plan_only:
-            order = Relaunch(run_id=run.id, launch=run.launch, token=new_token(), plan=current, resets=waits)
-            yield self.store.relaunch(order)
-        return _relaunched(run.id, pinned, rerun, note)
+        order = Relaunch(run_id=run.id, launch=run.launch, token=new_token(), plan=current, resets=waits)
+        return _relaunched(run.id, pinned, rerun, order, note)
 
     def _relaunch_anew(
         self,
         run: FullRun,
         pinned: Plan,
-        find: FindWorkflow,
+        workflow: Workflow,
         origin: str,
         payload: Mapping[str, Any] | None,
         trigger: Mapping[str, Any],
-        plan_only: bool,
-    ) -> Steps[Relaunched]:
-        workflow = find(run.workflow)
-        if not workflow.enabled:
-            raise Conflict(f"Workflow {workflow.name} is disabled (enabled: false). Nothing was started.")
-        current = yield from self.current_plan(workflow)
+    ) -> Relaunched:
+        current = self.plan(workflow)
         rerun = set(range(len(current.nodes)))
         if origin not in ("failed", "start"):
             if not plan.same_shape(current, pinned):
@@ -203,47 +196,30 @@ class Engine:
             unfinished = {n for n, word in status.items() if word != states.SUCCEEDED}
             rerun = plan.downstream(current, unfinished | {_task_to_rerun(run, pinned, status, origin)})
         waits = {n: sum(p in rerun for p in current.nodes[n].parents) for n in rerun}
-        body = msgspec.json.encode(run.payload)
-        if payload is not None:
-            body = _payload_bytes(definitions.check_payload(workflow, dict(payload)))
-        new = NewRun(
+        order = NewRun(
             run_id=new_run_id(),
             plan=current,
-            payload=body,
+            payload=msgspec.json.encode(run.payload) if payload is None else _checked(workflow, payload),
             trigger=trigger,
             relaunch_of=run.id,
             kept=tuple(n for n in range(len(current.nodes)) if n not in rerun),
             roots=tuple(sorted(n for n, left in waits.items() if left == 0)),
             waits={n: left for n, left in waits.items() if 0 < left < len(current.nodes[n].parents)},
         )
-        if not plan_only:
-            yield self.store.start(new)
-        return _relaunched(run.id if plan_only else new.run_id, current, rerun, "")
-
-    def current_plan(self, workflow: Workflow) -> Steps[Plan]:
-        """Return the workflow's plan with what workers have published of its tasks (at most 5 s old)."""
-        now = time.monotonic()
-        if now >= self._options_until:
-            options = yield self.store.task_options()
-            if options != self._options:
-                self._options = options
-                self._plans.clear()
-            self._options_until = now + OPTIONS_AGE_S
-        known = self._plans.get(workflow.name)
-        if known is None or known[0] is not workflow:
-            known = self._plans[workflow.name] = (workflow, plan.build(workflow, self._options))
-        return known[1]
+        return _relaunched(order.run_id, current, rerun, order, "")
 
 
-def _payload_bytes(payload: Mapping[str, Any]) -> bytes:
-    body = msgspec.json.encode(payload)
+def _enabled(workflow: Workflow) -> Workflow:
+    if not workflow.enabled:
+        raise Conflict(f"Workflow {workflow.name} is disabled (enabled: false). Nothing was started.")
+    return workflow
+
+
+def _checked(workflow: Workflow, payload: Mapping[str, Any]) -> bytes:
+    body = msgspec.json.encode(definitions.check_payload(workflow, dict(payload)))
     if len(body) > MAX_PAYLOAD_BYTES:
         raise TooLarge(f"The payload has {len(body)} bytes; the limit is {MAX_PAYLOAD_BYTES}.")
     return body
-
-
-def _roots(of: Plan) -> tuple[int, ...]:
-    return tuple(n for n, node in enumerate(of.nodes) if not node.parents)
 
 
 def _statuses(run: FullRun, of: Plan) -> dict[int, str]:
@@ -284,11 +260,7 @@ def _task_to_rerun(run: FullRun, of: Plan, status: Mapping[int, str], key: str) 
     return number
 
 
-def _relaunched(run_id: str, of: Plan, rerun: set[int], note: str) -> Relaunched:
+def _relaunched(run_id: str, of: Plan, rerun: set[int], order: NewRun | Relaunch, note: str) -> Relaunched:
     keys = [(node.key, number in rerun) for number, node in enumerate(of.nodes[: of.total])]
-    return Relaunched(
-        id=run_id,
-        rerun=tuple(key for key, again in keys if again),
-        keep=tuple(key for key, again in keys if not again),
-        note=note,
-    )
+    again, keep = (tuple(key for key, runs in keys if runs is which) for which in (True, False))
+    return Relaunched(id=run_id, rerun=again, keep=keep, order=order, note=note)

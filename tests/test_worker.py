@@ -8,8 +8,8 @@ import pytest
 import redis
 from celery import Celery
 
-from director.engine import Engine
 from director.store.redis import RedisStore
+from tests.contract.driving import relaunch
 from tests.processes import (
     calls,
     ended,
@@ -79,9 +79,7 @@ def test_a_failed_member_stops_what_follows_and_relaunch_runs_only_that(home, st
 
         flag.touch()
         before = len(calls(home))
-        done = store.run(
-            Engine(store).relaunch(run.id, lambda name: definition, trigger={"kind": "api"}),
-        )
+        done = relaunch(store, run.id, definition)
         assert (done.rerun, done.keep) == (("FRAGILE", "SUM"), ("ONE", "ONE.2", "ONE.3"))
         run = ended(store, run.id)
 

@@ -11,10 +11,10 @@ milliseconds since 1970 by the store's clock.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from director.errors import Conflict, DirectorError, NotFound
+from director.errors import Conflict, NotFound
 from director.models import FullRun, Plan, Run, Struct, TaskError, TaskOptions
 
 if TYPE_CHECKING:
@@ -36,10 +36,6 @@ class Described(Generic[T]):
     """One call to a store, not yet made. `T` is what its answer reads as."""
 
     __slots__ = ()
-
-
-Steps = Generator[Described[Any], Any, T]
-"""A flow of one or more calls: yields each description, is sent its answer, returns its result."""
 
 
 class Link(Protocol):
@@ -241,21 +237,6 @@ class Store(ABC):
             StoreUnavailable: the store did not answer. The call may have been made; again is safe.
         """
 
-    def run(self, steps: Steps[T]) -> T:
-        """Make the calls of a flow one after the other; return the flow's result."""
-        try:
-            call = next(steps)
-            while True:
-                try:
-                    answer = self.do(call)
-                except DirectorError as exc:
-                    call = steps.throw(exc)
-                else:
-                    call = steps.send(answer)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-
     def link(self) -> Link | None:
         """Return what makes this store's calls on an event loop; None: a thread has to."""
         return None
@@ -315,11 +296,10 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def cancel(self, run_id: str, token: str) -> Described[str]:
-        """End the run as canceled: leases void, nothing queued, no hook.
+    def cancel(self, run_id: str, token: str) -> Described[None]:
+        """End the run as canceled: leases void, nothing queued, no hook. Again with the same token: the same.
 
-        Returns "" when this call, known by its token, canceled it (again: the same), else the
-        status of the ended run, which stays as it is. Raises NotFound.
+        Raises NotFound, and Conflict when the run had ended; it stays as it is.
         """
 
     @abstractmethod
@@ -329,6 +309,10 @@ class Store(ABC):
         Again with the same token: the first answer. Raises NotFound, and Conflict when the run is not
         failed or canceled, or another launch than the one looked at.
         """
+
+    def carry_out(self, order: NewRun | Relaunch) -> Described[Any]:
+        """Return the call that an `engine.Relaunched` comes to: a start, or a relaunch in place."""
+        return self.start(order) if isinstance(order, NewRun) else self.relaunch(order)
 
     # The loop and workers
 
@@ -374,6 +358,11 @@ class Store(ABC):
 def no_run(run_id: str) -> NotFound:
     """Return the error for a run that is not there."""
     return NotFound(f'No run has the id "{run_id}".')
+
+
+def has_ended(run_id: str, status: str) -> Conflict:
+    """Return the error for a cancel that comes too late."""
+    return Conflict(f"Run {run_id} is {status}, so it cannot be canceled. Nothing was changed.")
 
 
 def moved_on(run_id: str, status: str, launch: int) -> Conflict:

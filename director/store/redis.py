@@ -251,8 +251,12 @@ class RedisStore(Store):
         body = msgspec.json.encode(error)
         return self._on_run("unknown", ref.run_id, ref.number, token, body, read=_word)
 
-    def cancel(self, run_id: str, token: str) -> RedisCall[str]:
-        return self._on_run("cancel", run_id, token, read=lambda reply: _word(_there(run_id, reply)))
+    def cancel(self, run_id: str, token: str) -> RedisCall[None]:
+        def read(reply: Any) -> None:
+            if status := _word(_there(run_id, reply)):
+                raise base.has_ended(run_id, status)
+
+        return self._on_run("cancel", run_id, token, read=read)
 
     def relaunch(self, order: base.Relaunch) -> RedisCall[int]:
         def read(reply: Any) -> int:

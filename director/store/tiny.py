@@ -286,17 +286,16 @@ class TinyStore(base.Store):
         return WORD[task.s]
 
     @_described
-    def cancel(self, run_id: str, token: str) -> str:
+    def cancel(self, run_id: str, token: str) -> None:
         moves = self._moves(run_id)
         if moves is None:
             raise base.no_run(run_id)
         if moves.run.s == "c" and moves.run.token == token:
-            return ""
+            return
         if WORD[moves.run.s] in ENDED:
-            return WORD[moves.run.s]
+            raise base.has_ended(run_id, WORD[moves.run.s])
         moves.cancel(token)
         self._save(moves)
-        return ""
 
     @_described
     def relaunch(self, order: base.Relaunch) -> int:

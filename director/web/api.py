@@ -15,6 +15,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from director import states
+from director.engine import new_token
 from director.errors import InvalidPayload
 from director.models import FullRun, Run, Workflow
 from director.store.base import Dedupe, Filter, WorkflowState
@@ -34,8 +35,8 @@ Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT)]
 Text = FromQuery[str | None]
 
 
-async def read_object(request: AnyRequest) -> dict[str, Any]:
-    """Return the body as an object; an empty body is `{}`.
+async def read_object(request: AnyRequest) -> tuple[dict[str, Any], int]:
+    """Return the body as an object, and its size; an empty body is `{}`.
 
     Raises:
         Refusal: 400 for what is no JSON, 408, 413, 415 as in `bodies.read`.
@@ -50,7 +51,7 @@ async def read_object(request: AnyRequest) -> dict[str, Any]:
         raise InvalidPayload(
             f'The body must be an object such as {{"key": "value"}}; this is {kind}.', [f"$: is {kind}"]
         )
-    return value
+    return value, len(body)
 
 
 def shown(run: Any, service: Service) -> Any:
@@ -96,10 +97,10 @@ async def start_run(
 
     With an `Idempotency-Key` (72 h) the same payload gives 200 and the same run, another one 422.
     """
-    payload = await read_object(request)
+    payload, size = await read_object(request)
     workflow, dedupe = service.definitions.workflow(name), _idempotency(request.headers, payload)
-    steps = service.engine.start(workflow, payload, trigger={"kind": "api"}, comment=comment, dedupe=dedupe)
-    started = await service.run(steps)
+    more = {"trigger": {"kind": "api"}, "comment": comment, "dedupe": dedupe}
+    started = await service.start(workflow, payload, size, **more)
     if started.conflict:
         raise InvalidPayload(
             f"This Idempotency-Key has started run {started.run_id} with another payload. Nothing was started."
@@ -218,7 +219,7 @@ async def relaunch_run(
     request: AnyRequest, service: NamedDependency[Service], run_id: FromPath[str], plan: FromQuery[bool] = False
 ) -> Response[shapes.Relaunch]:
     """Relaunch from what failed, from the start, or from a task; `plan=1` only says what would run."""
-    order = await read_object(request)
+    order, _ = await read_object(request)
     unknown = sorted(set(order) - {"from", "payload"})
     origin, payload = order.get("from", "failed"), order.get("payload")
     if unknown or not isinstance(origin, str) or not isinstance(payload, dict | None):
@@ -226,10 +227,11 @@ async def relaunch_run(
             'The body must be {"from": "failed", "start" or a task\'s key, "payload": an object}, both optional.',
             [f"$.{key}: unknown" for key in unknown],
         )
-    find, trigger = service.definitions.workflow, {"kind": "api"}
-    done = await service.run(
-        service.engine.relaunch(run_id, find, origin=origin, payload=payload, trigger=trigger, plan_only=plan)
-    )
+    run, pinned = await service.do(service.store.get(run_id))
+    engine, find = await service.informed(), service.definitions.workflow
+    done = engine.relaunch(run, pinned, find, origin=origin, payload=payload, trigger={"kind": "api"})
+    if not plan:
+        await service.do(service.store.carry_out(done.order))
     url = service.settings.run_url(done.id)
     shape = shapes.Relaunch(id=done.id, url=url, rerun=done.rerun, keep=done.keep, note=done.note or None)
     return Response(shape, status_code=200 if plan else 202, headers={} if plan else {"Location": url})
@@ -238,7 +240,7 @@ async def relaunch_run(
 @post("/runs/{run_id:str}/cancel", summary="End a run at once", status_code=202, operation_id="CancelRun")
 async def cancel_run(service: NamedDependency[Service], run_id: FromPath[str]) -> shapes.StartedRun:
     """Cancel a run that has not ended."""
-    await service.run(service.engine.cancel(run_id))
+    await service.do(service.store.cancel(run_id, new_token()))
     run: Run = (await service.do(service.store.get(run_id)))[0]
     url = service.settings.run_url(run_id)
     return shapes.StartedRun(id=run_id, workflow=run.workflow, status=run.status, url=url)

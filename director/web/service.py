@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from director.definitions import Definitions
 from director.engine import Engine
 from director.errors import DirectorError, StoreUnavailable
+from director.models import Workflow
 from director.settings import Settings
-from director.store.base import Described, Steps, Store
+from director.store.base import Described, Started, Store
 
 T = TypeVar("T")
 BACKLOG = 1000
+LONG_CHECK_BYTES = 16_384
 
 
 class Service:
@@ -26,7 +28,7 @@ class Service:
         self.settings = settings
         self.store = store
         self.definitions = Definitions(settings.home, settings.environ)
-        self.engine = Engine(store)
+        self.engine = Engine()
         self.on_death: Callable[[BaseException], None] = _end_process
         """What a dead scheduler thread calls."""
         self._link = store.link()
@@ -52,20 +54,21 @@ class Service:
         finally:
             self._waiting -= 1
 
-    async def run(self, steps: Steps[T]) -> T:
-        """Make the calls of a flow one after the other; return the flow's result."""
-        try:
-            call = next(steps)
-            while True:
-                try:
-                    answer = await self.do(call)
-                except DirectorError as exc:
-                    call = steps.throw(exc)
-                else:
-                    call = steps.send(answer)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+    async def informed(self) -> Engine:
+        """Return the engine, with what workers have published lately."""
+        if self.engine.is_stale:
+            self.engine.learn(await self.do(self.store.task_options()))
+        return self.engine
+
+    async def start(self, workflow: Workflow, payload: Mapping[str, Any], size: int, **more: Any) -> Started:
+        """Start a run; see `Engine.start`. `size`: of the body that the payload came in."""
+        engine = await self.informed()
+        if workflow.schema is not None and size > LONG_CHECK_BYTES:
+            # A schema can take a second over a large payload, and others wait.
+            new = await asyncio.to_thread(engine.start, workflow, payload, **more)
+        else:
+            new = engine.start(workflow, payload, **more)
+        return await self.do(self.store.start(new))
 
     def close(self) -> None:
         """Answer what waits; later calls get StoreUnavailable."""

@@ -55,7 +55,7 @@ class Webhooks:
             body = await bodies.read(scope["headers"], receive)
             verdict = self._verify(source, scope, body)
             document = bodies.decode(scope["headers"], body)
-            status, answer = await self._accept(source, verdict, document)
+            status, answer = await self._accept(source, verdict, document, len(body))
             text, headers = _encode(answer), [(b"content-type", b"application/json")]
         except Exception as exc:  # noqa: BLE001 - a bug too is answered, and logged
             status, text, headers = problems.answer(scope["path"], exc)
@@ -101,7 +101,7 @@ class Webhooks:
         host = next((value.decode("latin-1") for key, value in scope["headers"] if key == b"host"), "")
         return f"{scope['scheme']}://{host}{path}"
 
-    async def _accept(self, source: _Source, verdict: Verdict, document: Any) -> tuple[int, Delivery]:
+    async def _accept(self, source: _Source, verdict: Verdict, document: Any, size: int) -> tuple[int, Delivery]:
         delivery = verdict.id or str(uuid.uuid4())
         facts = {"source": source.name, "event_name": verdict.event, "delivery_id": delivery}
         if source.scheme.handshake == "github-ping" and verdict.event == "ping":
@@ -112,7 +112,7 @@ class Webhooks:
             reason = "; ".join(reasons) or f'no workflow has a trigger for source "{source.name}"'
             logger.info("webhook.ignored", **facts, reason=reason)
             return 200, Delivery(delivery, [], False, reason)
-        starts = [self._start(match, source, verdict, delivery) for match in routing.matches]
+        starts = [self._start(match, source, verdict, delivery, size) for match in routing.matches]
         # Together, in one exchange. When one finds the store away, so will the sender's next try: what has
         # started meanwhile is then a duplicate.
         outcomes = [await starts[0]] if len(starts) == 1 else await asyncio.gather(*starts)
@@ -120,13 +120,12 @@ class Webhooks:
         return self._answer(facts, delivery, dict(zip(names, outcomes, strict=True)))
 
     async def _start(
-        self, match: Match, source: _Source, verdict: Verdict, delivery: str
+        self, match: Match, source: _Source, verdict: Verdict, delivery: str, size: int
     ) -> Started | DirectorError:
         trigger = {"kind": "webhook", "source": source.name, "event": verdict.event, "delivery": delivery}
         dedupe = Dedupe(key=f"{source.name}:{verdict.id}", ttl_s=SEEN_S) if verdict.id else None
         try:
-            steps = self._service.engine.start(match.workflow, match.payload, trigger=trigger, dedupe=dedupe)
-            return await self._service.run(steps)
+            return await self._service.start(match.workflow, match.payload, size, trigger=trigger, dedupe=dedupe)
         except StoreUnavailable:
             raise
         except DirectorError as exc:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from director import plan
-from director.engine import new_run_id, new_token
-from director.models import Call, Element, FullRun, Plan, TaskError, TaskOptions
+from director.engine import Engine, Relaunched, new_run_id, new_token
+from director.errors import Conflict
+from director.models import Call, Element, FullRun, Plan, TaskError, TaskOptions, Workflow
 from director.store.base import Begun, Dedupe, Finished, NewRun, Next, Outcome, Ref, Started, Store
 from tests.processes import element, workflow
 
@@ -68,6 +70,23 @@ def fail(store: Store, run_id: str, number: int) -> None:
 
 def get(store: Store, run_id: str) -> FullRun:
     return store.do(store.get(run_id))[0]
+
+
+def relaunch(store: Store, run_id: str, definition: Workflow, **options: Any) -> Relaunched:
+    """Relaunch as every caller does: look, work it out, carry it out."""
+    engine = Engine()
+    engine.learn(store.do(store.task_options()))
+    options = {"trigger": {"kind": "api"}, **options}
+    done = engine.relaunch(*store.do(store.get(run_id)), lambda name: definition, **options)
+    answer = store.do(store.carry_out(done.order))
+    assert answer
+    return done
+
+
+def cancel(store: Store, run_id: str, token: str = "t") -> None:
+    """Cancel a run, unless it has ended."""
+    with suppress(Conflict):
+        store.do(store.cancel(run_id, token))
 
 
 def live(store: Store, begun: Begun) -> bool:

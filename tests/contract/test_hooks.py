@@ -3,10 +3,9 @@
 import pytest
 
 from director import plan
-from director.engine import Engine
 from director.models import Progress, TaskError
 from director.store.base import UNKNOWN_MS, Ref
-from tests.contract.driving import BOOM, begin, fail, finish, get, new, queued, statuses, succeed
+from tests.contract.driving import BOOM, begin, fail, finish, get, new, queued, relaunch, statuses, succeed
 from tests.processes import workflow
 
 GONE = TaskError(type="UnknownTask", message="nobody knows it")
@@ -17,10 +16,6 @@ def failed_run(store, definition):
     store.do(store.start(order))
     fail(store, order.run_id, 0)
     return order.run_id
-
-
-def relaunch(store, run_id, definition):
-    return store.run(Engine(store).relaunch(run_id, lambda name: definition, trigger={"kind": "api"}))
 
 
 def sweep_for(store, clock, seconds):

@@ -14,6 +14,7 @@ from director.models import Plan, Run, TaskError, TaskOptions, time_text
 from director.states import PENDING, QUEUED, RUN_MOVES, SKIPPED, TASK_MOVES
 from director.store.base import LEASE_MS, UNKNOWN_MS, NewRun, Next, Outcome, Ref, Relaunch, Store
 from tests.conftest import Clock
+from tests.contract import driving
 from tests.contract.driving import BOOM, HOLDER, fail, get, new, succeed
 from tests.processes import workflow
 
@@ -169,9 +170,8 @@ def unknown(scene: Scene) -> bool:
 
 
 def cancel(scene: Scene) -> bool:
-    return scene.store.do(scene.store.cancel(scene.run_id, "cancel")) == "" and scene.run().ended_at == time_text(
-        scene.clock.now
-    )
+    driving.cancel(scene.store, scene.run_id, "cancel")
+    return scene.run().status == "canceled" and scene.run().ended_at == time_text(scene.clock.now)
 
 
 def relaunch(scene: Scene) -> bool:
@@ -261,7 +261,7 @@ def test_a_verb_makes_a_move_of_the_table_or_changes_nothing(store, clock, state
             assert moves(verb, before, after) <= TASK_MOVES, where
         run_move = (before.status, after.status)
         assert run_move[0] == run_move[1] or run_move in RUN_MOVES, f"{where}: the run: {run_move}"
-        store.do(store.cancel(scene.run_id, "out of the way"))
+        driving.cancel(store, scene.run_id, "out of the way")
 
 
 def test_every_move_of_the_table_is_made(store, clock):
@@ -276,7 +276,7 @@ def test_every_move_of_the_table_is_made(store, clock):
         after = scene.run()
         task_moves |= moves(verb, before, after)
         run_moves.add((before.status, after.status))
-        store.do(store.cancel(scene.run_id, "out of the way"))
+        driving.cancel(store, scene.run_id, "out of the way")
     for verb in (begin, cancel, unknown):  # of a first task run, in a run that nobody has begun
         scene = made(store, clock, limited=False)
         scene.number = 0

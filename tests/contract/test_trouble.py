@@ -3,7 +3,7 @@
 import pytest
 
 from director import plan
-from director.engine import Engine, new_token
+from director.engine import new_token
 from director.errors import Conflict, NotFound
 from director.models import RunError, TaskError, TaskOptions, time_text
 from director.store.base import LEASE_MS, Filter, Ref, Relaunch
@@ -17,6 +17,7 @@ from tests.contract.driving import (
     new,
     plan_of,
     queued,
+    relaunch,
     start,
     statuses,
     succeed,
@@ -144,13 +145,14 @@ def test_cancel_ends_the_run_and_voids_tokens(store, clock):
     run_id = start(store, [("A", "B", "C"), "D"], failure_hook="BAD", success_hook="GOOD")
     succeed(store, run_id, 0)
     begun = begin(store, run_id, 1)
-    assert store.do(store.cancel(run_id, "t1")) == ""
+    store.do(store.cancel(run_id, "t1"))
     before = get(store, run_id)
     assert before.status == "canceled"
     assert statuses(store, run_id) == {"A": "succeeded", "B": "canceled", "C": "canceled", "D": "canceled"}
     clock.pass_s(1)
-    assert store.do(store.cancel(run_id, "t1")) == "", "the same call again"
-    assert store.do(store.cancel(run_id, "t2")) == "canceled"
+    store.do(store.cancel(run_id, "t1"))
+    with pytest.raises(Conflict, match="is canceled, so it cannot be canceled"):
+        store.do(store.cancel(run_id, "t2"))
     assert not finish(store, begun, "late").accepted
     assert begin(store, run_id, 2) is None
     assert get(store, run_id) == before
@@ -161,11 +163,7 @@ def test_an_ended_run_is_not_canceled(store):
     run_id = start(store, ["A"])
     succeed(store, run_id, 0)
     with pytest.raises(Conflict, match="is succeeded, so it cannot be canceled"):
-        store.run(Engine(store).cancel(run_id))
-
-
-def relaunch(store, run_id, definition, **options):
-    return store.run(Engine(store).relaunch(run_id, lambda name: definition, trigger=API, **options))
+        store.do(store.cancel(run_id, "t"))
 
 
 def test_relaunch_runs_the_failed_one_and_what_follows(store):
@@ -177,13 +175,8 @@ def test_relaunch_runs_the_failed_one_and_what_follows(store):
     fail(store, run_id, 1)
     succeed(store, run_id, 3)
     succeed(store, run_id, 6 + 1)  # the hook follows six task runs and a join
-    before = get(store, run_id)
-
-    planned = relaunch(store, run_id, definition, plan_only=True)
-    assert (planned.rerun, planned.keep) == (("B", "E", "F"), ("A", "C", "D"))
-    assert get(store, run_id) == before
-
-    assert relaunch(store, run_id, definition).id == run_id
+    done = relaunch(store, run_id, definition)
+    assert (done.id, done.rerun, done.keep) == (run_id, ("B", "E", "F"), ("A", "C", "D"))
     run = get(store, run_id)
     assert (run.status, run.launch, run.progress.failed, run.progress.succeeded) == ("queued", 2, 0, 3)
     assert run.error is None
