@@ -161,15 +161,14 @@ def check(context: Context, json_: bool) -> int:
         found = discover(settings.home)
     definitions = context.definitions(found.files)
     project = definitions.project
-    lines = [str(problem) for problem in (*found.problems, *project.problems)]
-    for name, place in definitions.closed_sources().items():
-        variables = " or ".join(project.sources[name].secrets)
-        lines.append(f'{place}: source "{name}" is closed: set {variables} in the environment or .env')
+    lines = [str(problem) for problem in (*found.problems, *project.problems, *definitions.source_problems())]
     lines += [_placed(warning, settings.home) for warning in settings.warnings]
     if json_:
         _print_json({"problems": lines, "workflows": list(project.workflows), "tasks": list(found.tasks)})
     else:
         _print_lines(lines)
+    for note in project.notes:
+        click.echo(f"{note}", err=True)
     counts = {"workflow": project.workflows, "task": found.tasks, "source": project.sources, "problem": lines}
     texts = [f"{len(things) or 'no'} {word}{'s' * (len(things) != 1)}" for word, things in counts.items()]
     click.echo(f"{', '.join(texts[:-1])}: {texts[-1]}", err=True)
@@ -419,12 +418,12 @@ def sources() -> None:
 def sources_list(context: Context, json_: bool) -> None:
     """List sources, and whether each is open."""
     definitions = context.definitions()
-    closed, base = definitions.closed_sources(), context.settings.local_url
+    base, is_open = context.settings.local_url, definitions.is_open
     lines = [
         (
             name,
             source.preset,
-            "closed" if name in closed else "open",
+            "open" if is_open(source) else "closed",
             f"{base}/hooks/{name}",
             ", ".join(source.secrets),
         )

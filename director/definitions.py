@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from director import schemas, yamltree
+from director import schemas, signing, yamltree
 from director.errors import DefinitionError, InvalidPayload, NotFound
 from director.grammar import File, Reading
-from director.models import Problem, Project, Workflow
-from director.scope import is_null, near_name
-from director.yamltree import Map, quote
+from director.models import Problem, Project, Source, Workflow
+from director.scope import is_null
+from director.yamltree import Map, did_you_mean, quote
 
 MAX_FILE_BYTES = 1 << 20
 Stamp = tuple[tuple[str, int, int], ...]
@@ -92,17 +92,31 @@ class Definitions:
             raise DefinitionError(
                 f"Workflow {name} has problems and cannot be started.", [str(p) for p in problems]
             )
-        near = near_name(name, project.workflows)
-        raise NotFound(f"No workflow is named {quote(name)}." + (f" Did you mean {quote(near)}?" if near else ""))
+        hint = did_you_mean(name, project.workflows)
+        raise NotFound(f"No workflow is named {quote(name)}." + (f" {hint[0].upper()}{hint[1:]}" if hint else ""))
 
-    def closed_sources(self) -> dict[str, str]:
-        """Return the sources that refuse everything, because no secret of theirs is set, and where each stands."""
-        closed = {}
-        for name, source in self.project.sources.items():
-            if not any(self.environ.get(variable, "").strip() for variable in source.secrets):
-                scope = self._reading.source_scopes[name] if self._reading else None
-                closed[name] = f"{scope.file}:{scope.key.line}:{scope.key.column}" if scope and scope.key else ""
-        return closed
+    def secrets(self, source: Source) -> list[str]:
+        """Return a source's secrets, "" for each that is not set."""
+        return [self.environ.get(variable, "").strip() for variable in source.secrets]
+
+    def is_open(self, source: Source) -> bool:
+        """Return whether one of a source's secrets is set; else it refuses everything."""
+        return any(self.secrets(source))
+
+    def source_problems(self) -> list[Problem]:
+        """Return what is wrong with the secrets of sources: none is set, or one can never match."""
+        found = []
+        for source in self.project.sources.values():
+            scheme, texts = signing.scheme(source.scheme), []
+            for variable, secret in zip(source.secrets, self.secrets(source), strict=True):
+                if secret and not signing.usable(scheme, secret):
+                    texts.append(f"{variable} is not {scheme.secret_encoding}, so it never matches")
+            if not self.is_open(source):
+                texts.append(f"is closed: set {' or '.join(source.secrets)} in the environment or .env")
+            for said in texts:
+                text = f"source {quote(source.name)} {said}"
+                found.append(Problem(file=source.file, line=source.line, column=source.column, text=text))
+        return found
 
 
 def check_payload(workflow: Workflow, payload: dict[str, Any]) -> dict[str, Any]:
@@ -130,10 +144,16 @@ def _files(home: Path) -> Stamp:
 
 def _walk(home: Path, folder: str, endings: tuple[str, ...]) -> Iterator[str]:
     """Yield files, subfolders too, but no hidden ones: editors and ConfigMaps keep copies there."""
-    for path, folders, names in os.walk(home / folder):
+    for path, folders, names in os.walk(home / folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = Path(path).relative_to(home).as_posix()
         yield from (f"{inside}/{name}" for name in names if name.endswith(endings) and name[0] != ".")
+
+
+def _unreadable(exc: OSError) -> None:
+    """Let a folder that cannot be read be no empty one: what was in it stays in service."""
+    if not isinstance(exc, FileNotFoundError | NotADirectoryError):
+        raise exc
 
 
 def _stat(home: Path, paths: list[str] | Iterator[str]) -> Stamp:

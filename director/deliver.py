@@ -38,14 +38,17 @@ def signed(settings: Settings, definitions: Definitions, name: str, file: Path, 
     """
     source = _source(definitions, name)
     made = scheme(source.scheme)
-    secret = next((value for key in source.secrets if (value := settings.environ.get(key, "").strip())), None)
+    secret = next(filter(None, definitions.secrets(source)), None)
     if secret is None:
         raise DirectorError(f'Source "{name}" has no secret: set {" or ".join(source.secrets)}.')
     headers = [("Content-Type", "application/json")]
     headers += [(made.event_header, event)] if made.event_header else []
     headers += [(made.id_header, str(uuid.uuid4()))] if made.id_header else []
     request = SignedRequest("POST", f"{settings.local_url}/hooks/{name}", headers, file.read_bytes())
-    return msgspec.structs.replace(request, headers=[*headers, *sign(made, secret, request, now=time.time())])
+    try:
+        return msgspec.structs.replace(request, headers=[*headers, *sign(made, secret, request, now=time.time())])
+    except ValueError as exc:
+        raise DirectorError(f'Source "{name}" cannot sign: {exc}.') from None
 
 
 def curl_line(request: SignedRequest, file: Path) -> str:

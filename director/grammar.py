@@ -131,6 +131,7 @@ class Reading:
             sources={name: self.sources[name] for name in self.source_scopes if name in self.sources},
             problems=tuple(sorted(problems)),
             broken=broken,
+            notes=tuple(sorted(note for scope in scopes for note in scope.notes)),
         )
 
     # --- sources
@@ -168,7 +169,9 @@ class Reading:
                 else:
                     scope.report(fields.key(field) if field in fields else key, text)
         wanted = given if len(given) > 1 else given["scheme"]
-        self.sources[str(key)] = Source(name=str(key), scheme=wanted, secrets=secrets)
+        self.sources[str(key)] = Source(
+            name=str(key), scheme=wanted, secrets=secrets, file=scope.file, line=key.line, column=key.column
+        )
 
     @staticmethod
     def secrets(scope: Scope, value: Value) -> tuple[str, ...]:
@@ -218,11 +221,11 @@ class Reading:
         payload = dict(self.default(scope, "payload") or {})
         if "payload" in given:
             payload |= self.payload(scope, given["payload"])
-        # These mean nothing yet: looked at only so far as to find slips.
         for item in scope.items(given["periodic"], "periodic") if "periodic" in given else []:
-            scope.map(item, "periodic")
-        if "retention" in given:
-            scope.map(given["retention"], "retention")
+            if scope.map(item, "periodic"):
+                scope.note(item, "periodic is not supported yet: nothing fires")
+        if "retention" in given and scope.map(given["retention"], "retention"):
+            scope.note(given["retention"], "retention is not supported yet: nothing is removed")
         found = (
             [self.trigger(scope, item) for item in scope.items(given["triggers"], "triggers")]
             if "triggers" in given
@@ -334,7 +337,7 @@ class Reading:
         return dict(found)
 
     def trigger(self, scope: Scope, value: Value) -> Trigger | None:
-        """Return a trigger; None when it has problems, is off, or relaunches (which means nothing yet)."""
+        """Return a trigger; None when it has problems, is off, or relaunches (which is not supported yet)."""
         given = scope.given(value, "a trigger", _TRIGGER)
         source = None
         if "source" in given:
@@ -350,8 +353,10 @@ class Reading:
             payload = {str(k): self.expression(scope, v, f"payload {quote(k)}") or "" for k, v in fields.items()}
         elif chosen is not None:
             payload = self.expression(scope, chosen, "payload")
-        if "relaunch" in given and scope.text(given["relaunch"], "relaunch") not in (None, "latest"):
-            self.expression(scope, given["relaunch"], "relaunch")
+        if "relaunch" in given:
+            scope.note(given["relaunch"], "relaunch is not supported yet: this trigger does nothing")
+            if scope.text(given["relaunch"], "relaunch") not in (None, "latest"):
+                self.expression(scope, given["relaunch"], "relaunch")
         trigger = Trigger(
             source=source or "",
             events=tuple(scope.text(item, "event") or "" for item in events),

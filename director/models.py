@@ -90,6 +90,9 @@ class Source(Struct, frozen=True):
     """A preset's name, or a mapping with `scheme` (a preset's name) and the keys that differ."""
     secrets: tuple[str, ...]
     """Names of environment variables, in order of preference; never the secrets themselves."""
+    file: str = ""
+    line: int = 0
+    column: int = 0
 
     @property
     def preset(self) -> str:
@@ -127,6 +130,8 @@ class Project(Struct, frozen=True):
     problems: tuple[Problem, ...]
     broken: Mapping[str, tuple[Problem, ...]]
     """Workflow or file → why it is out of service, or why its newest version is."""
+    notes: tuple[Problem, ...] = ()
+    """Worth saying; takes nothing out of service."""
 
 
 # --- plans: a workflow flattened ------------------------------------------------------------------

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from director import yamltree
 from director.models import Problem
-from director.yamltree import List, Map, Place, Text, Value, quote
+from director.yamltree import MAX_NAME, List, Map, Place, Text, Value, did_you_mean, quote
 
-MAX_NAME = 200
 MAX_RETRIES = 1_000_000
 MAX_SECONDS = 10 * 365 * 86400
 
@@ -21,14 +19,25 @@ class Scope:
         self.file, self.key, self.label = file, key, label
         self.problems: dict[Problem, None] = {}  # an alias is read once for each place it stands in
 
+        self.notes: dict[Problem, None] = {}
+        """What is worth saying, and takes nothing out of service."""
+
     def report(self, at: Place, text: str) -> None:
+        self.problems[self._problem(at, text)] = None
+
+    def note(self, at: Place, text: str) -> None:
+        self.notes[self._problem(at, text)] = None
+
+    def _problem(self, at: Place, text: str) -> Problem:
         text = f"{self.label}: {text}" if self.label else text
-        self.problems[Problem(file=self.file, line=at.line, column=at.column, text=text)] = None
+        # An escaped surrogate is no text that could be logged or sent.
+        text = text.encode("utf-8", "backslashreplace").decode()
+        return Problem(file=self.file, line=at.line, column=at.column, text=text)
 
     def hint(self, name: str, known: Iterable[str]) -> str:
         """Return `; did you mean "…"?`, or nothing. Only for the first problems: looking is slow."""
-        near = near_name(name, known) if len(self.problems) < 50 else None
-        return f"; did you mean {quote(near)}?" if near else ""
+        found = did_you_mean(name, known) if len(self.problems) < 50 else ""
+        return f"; {found}" if found else ""
 
     def sorted(self) -> tuple[Problem, ...]:
         """Return the problems in the order of the file."""
@@ -114,10 +123,3 @@ class Scope:
 def is_null(value: Value) -> bool:
     """Return whether nothing stands there."""
     return isinstance(value, Text) and value.is_null
-
-
-def near_name(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that was probably meant."""
-    known = list(known)
-    same = [other for other in known if other.lower() == name.lower()]
-    return next(iter(same or difflib.get_close_matches(name[:MAX_NAME], known, n=1)), None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +18,10 @@ from director.errors import SettingsError
 MAX_PAYLOAD_BYTES = 1 << 20
 MAX_ARGUMENT_BYTES = 16 << 20
 MAX_TASKS = 2000
+
+
+_HARMLESS = re.compile(r"[\w.:/+-]*", re.ASCII)
+"""What surely holds no password."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_url: Annotated[str, Meta(pattern="^(redis|rediss|unix)://")] | None = None
     """`DIRECTOR_REDIS_URL`: where state lives; empty means embedded mode (TinyDB)."""
     broker_uri: Annotated[str, Meta(pattern="^(redis|rediss|amqp|amqps|filesystem|memory)://")] | None = None
-    """`DIRECTOR_BROKER_URI`: what carries messages; default the same Redis, or memory when embedded."""
+    """`DIRECTOR_BROKER_URI`: what carries messages: the same Redis; alone, it serves as `DIRECTOR_REDIS_URL`."""
     prefix: str = "director:"
     """`DIRECTOR_PREFIX`: before every key in Redis."""
     token: str | None = None
@@ -71,11 +76,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.redis_url is None
 
     @property
-    def broker_is_store(self) -> bool:
-        """True when scripts can queue messages themselves: the broker is the same Redis."""
-        return self.redis_url is not None and self.broker_uri in (None, self.redis_url)
-
-    @property
     def store_name(self) -> str:
         """Where state lives, for people: no password."""
         return hide_password(self.redis_url) if self.redis_url else str(self.data_dir)
@@ -83,7 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def broker_name(self) -> str:
         """What carries messages, for people: no password."""
-        return "memory://" if self.embedded else hide_password(self.broker_uri or self.redis_url or "")
+        return "memory://" if self.embedded else self.store_name
 
     @property
     def local_url(self) -> str:
@@ -112,12 +112,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             os.environ.update(env)
         values, problems = _values(env)
         broker = values.get("broker_uri", "")
-        if broker.startswith(("redis://", "rediss://")):
-            values.setdefault("redis_url", broker)
-        elif broker and "redis_url" not in values:
+        if broker and "redis_url" not in values and not broker.startswith("redis"):
             problems.append(
                 f'DIRECTOR_BROKER_URI is "{hide_password(broker)}" but DIRECTOR_REDIS_URL is not set; '
                 "state needs a Redis: set DIRECTOR_REDIS_URL, or remove DIRECTOR_BROKER_URI."
+            )
+        elif broker and not _same_server(broker, values.setdefault("redis_url", broker)):
+            problems.append(
+                f'DIRECTOR_BROKER_URI is "{hide_password(broker)}", which is not the Redis of DIRECTOR_REDIS_URL. '
+                "Other brokers are not supported yet: remove DIRECTOR_BROKER_URI."
             )
         if problems:
             raise SettingsError("\n".join(problems))
@@ -154,27 +157,49 @@ def _values(env: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     problems = []
     types = get_type_hints(Settings, include_extras=True)
     for field, (variable, expected) in _VARIABLES.items():
-        text = env.get(variable)
+        text = env.get(variable, "").strip()
         if not text:
             continue
         try:
             text = text.upper() if field == "log_level" else text
             values[field] = msgspec.convert(text, types[field], strict=False)
+            if "URL" in expected and not _is_url(text):
+                raise msgspec.ValidationError
         except msgspec.ValidationError:
-            problems.append(f'{variable} is "{hide_password(text)}"; expected {expected}.')
+            shown = text if _HARMLESS.fullmatch(text) else "(not shown)"
+            problems.append(f'{variable} is "{shown}"; expected {expected}.')
     return values, problems
 
 
-def hide_password(url: str) -> str:
-    """Return the URL with its password replaced by `***`."""
+def _is_url(text: str) -> bool:
+    """Return whether every client reads the same in a URL: host, port, a number for a database, nothing more."""
     try:
-        parts = urlsplit(url)
-        if not parts.password:
-            return url
-        user, _, host = parts.netloc.rpartition("@")
-        return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
+        parts = urlsplit(text)
+        if not text.isascii() or not text.isprintable() or " " in text or parts.fragment or parts.port == 0:
+            return False
+        if parts.scheme.startswith("redis"):
+            query = parse_qsl(parts.query, strict_parsing=bool(parts.query), keep_blank_values=True)
+            numbers = [parts.path.strip("/") or "0", *(value for _, value in query)]
+            known = all(name == "db" for name, _ in query) and all(map(str.isdecimal, numbers))
+            return known and bool(parts.hostname)
+        return bool(parts.path if parts.scheme == "unix" else parts.hostname and not parts.query)
     except ValueError:
-        return "(not a URL)"
+        return False
+
+
+def _same_server(one: str, other: str) -> bool:
+    """Return whether two URLs name the same database of one Redis."""
+    places = []
+    for url in map(urlsplit, (one, other)):
+        database = url.path.strip("/") or dict(parse_qsl(url.query)).get("db", "0")
+        places.append((url.scheme, url.hostname, url.port or 6379, database))
+    return places[0] == places[1]
+
+
+def hide_password(url: str) -> str:
+    """Return a URL without user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
 def _read_dotenv(path: Path) -> dict[str, str]:

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 import hashlib
 import hmac
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
 from director import yamltree
-from director.yamltree import quote
+from director.yamltree import did_you_mean, quote
 
 Reason = Literal[
     "ok", "no_secret", "missing_signature", "malformed_signature", "bad_signature", "malformed_timestamp", "stale",
@@ -36,6 +36,7 @@ MAX_SIGNATURES = 32
 MAX_ID_CHARS = 200
 _DIGITS = re.compile(r"[0-9]{1,16}", re.ASCII)
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})+", re.ASCII)
+_INDEX = re.compile(r"0|[1-9][0-9]{0,6}", re.ASCII)
 _FIELD = re.compile(r"(\{[^{}]*\})")
 _FIELDS = ("{body}", "{timestamp}", "{id}", "{method}", "{path}", "{url}")
 
@@ -70,12 +71,16 @@ class Verdict(msgspec.Struct, frozen=True):
     """Index of the secret that matched."""
 
 
+Header = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$", description="a header's name")]
+Pointer = Annotated[str, Meta(pattern="^(/|$)", description="a JSON pointer such as /id")]
+
+
 class Scheme(msgspec.Struct, frozen=True, kw_only=True):
     """How a source signs; the keys are those of a source in YAML."""
 
     type: Literal["hmac", "token"] = "hmac"
-    header: str = ""
-    header_aliases: tuple[str, ...] = ()
+    header: Header = ""
+    header_aliases: tuple[Header, ...] = ()
     prefix: str = ""
     separator: str = ""
     algorithm: Literal["sha256", "sha384", "sha512", "sha1"] = "sha256"
@@ -83,16 +88,16 @@ class Scheme(msgspec.Struct, frozen=True, kw_only=True):
     secret_encoding: Literal["utf8", "hex", "base64"] = "utf8"
     secret_prefix: str = ""
     signed_content: str = "{body}"
-    timestamp_header: str = ""
+    timestamp_header: Header = ""
     timestamp_element: str = ""
-    timestamp_json: str = ""
+    timestamp_json: Pointer = ""
     timestamp_unit: Literal["s", "ms"] = "s"
-    tolerance: float = 300
-    id_header: str = ""
-    id_json: str = ""
-    event_header: str = ""
-    event_json: str = ""
-    handshake: str = ""
+    tolerance: Annotated[float, Meta(gt=0, le=10 * 365 * 86400)] = 300
+    id_header: Header = ""
+    id_json: Pointer = ""
+    event_header: Header = ""
+    event_json: Pointer = ""
+    handshake: Literal["", "github-ping"] = ""
 
     @property
     def timed(self) -> bool:
@@ -113,25 +118,27 @@ def scheme(name_or_mapping: str | Mapping[str, Any]) -> Scheme:
     """Return a preset, or one changed by the mapping's other keys (`scheme` names the preset).
 
     Raises:
-        SchemeError: every problem at once.
+        SchemeError: every problem at once. No text shows what was given: it may be a secret in the wrong place.
     """
-    given = {"scheme": name_or_mapping} if isinstance(name_or_mapping, str) else dict(name_or_mapping)
-    preset = str(given.pop("scheme", "hmac"))
+    given = {"scheme": name_or_mapping} if not isinstance(name_or_mapping, Mapping) else dict(name_or_mapping)
+    preset, fields = given.pop("scheme", "hmac"), Scheme.__struct_fields__
     problems: list[tuple[str, str]] = []
-    if preset not in presets():
-        near = difflib.get_close_matches(preset, presets(), n=1)
-        hint = f"did you mean {quote(near[0])}?" if near else f"there are {', '.join(presets())}"
-        problems.append(("scheme", f"no scheme is named {quote(preset)}; {hint}"))
+    if not isinstance(preset, str) or preset not in presets():
+        hint = did_you_mean(str(preset), presets()) or f"there are {', '.join(presets())}"
+        problems.append(("scheme", f"no scheme has this name; {hint}"))
     for key, value in given.items():
         try:
-            if key not in Scheme.__struct_fields__:
-                near = difflib.get_close_matches(str(key), Scheme.__struct_fields__, n=1)
-                problems.append(
-                    (key, f"unknown key {quote(key)}" + (f"; did you mean {quote(near[0])}?" if near else ""))
-                )
-            msgspec.convert({key: value}, Scheme)
+            if key not in fields:
+                hint = did_you_mean(str(key), fields) or f"there are {', '.join(fields)}"
+                problems.append((str(key), f"this key is unknown; {hint}"))
+            else:
+                msgspec.convert({key: value}, Scheme)
         except msgspec.ValidationError as exc:
-            problems.append((key, f"{quote(key)}: {str(exc).partition(' - at')[0]}"))
+            hint = get_type_hints(Scheme, include_extras=True)[key]
+            words = [word for word in get_args(hint) if isinstance(word, str) and word]
+            wanted = getattr(hint, "__metadata__", (Meta(),))[0].description or f"one of {', '.join(words)}"
+            wrong = f"expected {wanted}" if words or hint in (Header, Pointer) else str(exc).partition(" - at")[0]
+            problems.append((key, f"{quote(key)}: {wrong}"))
     if not problems:
         made = msgspec.convert({**presets()[preset], **given}, Scheme)
         problems = _problems(made)
@@ -143,6 +150,7 @@ def scheme(name_or_mapping: str | Mapping[str, Any]) -> Scheme:
 def _problems(made: Scheme) -> list[tuple[str, str]]:
     content = set(_FIELD.findall(made.signed_content))
     times = (made.timestamp_header, made.timestamp_element, made.timestamp_json)
+    where = next((name for name in ("timestamp_header", "timestamp_element") if getattr(made, name)), "")
     found = [
         ("signed_content", f"{name} is not known; there are body, timestamp, id, method, path, url")
         for name in sorted(content.difference(_FIELDS))
@@ -155,11 +163,18 @@ def _problems(made: Scheme) -> list[tuple[str, str]]:
         ("signed_content", "{id}" in content and not made.id_header, "{id} needs id_header"),
         ("timestamp_header", sum(map(bool, times)) > 1,
          "give one of timestamp_header, timestamp_element and timestamp_json"),
-        ("tolerance", made.tolerance <= 0, "the tolerance must be more than 0 seconds"),
+        (where, bool(where) and "{timestamp}" not in content,
+         "a timestamp that is not signed protects nothing; put {timestamp} into signed_content"),
+        ("type", made.type == "token" and made.timed, "a token signs no timestamp"),
     ):  # fmt: skip
         if wrong:
             found.append((key, text))
     return found
+
+
+def usable(scheme: Scheme, secret: str) -> bool:
+    """Return whether a secret is written as the scheme says; one that is not never matches."""
+    return _key(scheme, secret) is not None
 
 
 def verify(scheme: Scheme, secrets: Sequence[str | None], request: SignedRequest, *, now: float) -> Verdict:
@@ -179,8 +194,9 @@ def verify(scheme: Scheme, secrets: Sequence[str | None], request: SignedRequest
 
 
 def _verify(scheme: Scheme, secrets: Sequence[str | None], request: SignedRequest, now: float) -> Verdict:
-    usable = [(index, secret) for index, secret in enumerate(secrets) if secret and secret.strip()]
-    if not usable:
+    listed = [secrets] if isinstance(secrets, str) else secrets
+    given = [(index, secret) for index, secret in enumerate(listed) if secret and secret.strip()]
+    if not given:
         return Verdict(False, "no_secret")
     headers = _headers(scheme, request.headers)
     values = headers.get(scheme.header, ())
@@ -199,12 +215,12 @@ def _verify(scheme: Scheme, secrets: Sequence[str | None], request: SignedReques
     if scheme.timed and (len(times) != 1 or not _DIGITS.fullmatch(times[0])):
         return Verdict(False, "malformed_timestamp")
     identity, timestamp = ids[0] if ids else "", times[0] if scheme.timed else ""
-    matched = _match(scheme, usable, signatures, request, timestamp, identity)
+    matched = _match(scheme, given, signatures, request, timestamp, identity)
     if isinstance(matched, str):
         return Verdict(False, matched)
     if scheme.timed:
         age = now - int(timestamp) / (1000 if scheme.timestamp_unit == "ms" else 1)
-        if abs(age) > scheme.tolerance:
+        if not abs(age) <= scheme.tolerance:
             return Verdict(False, "stale" if age > 0 else "future")
     if scheme.id_json:
         identity = _pointer_text(request.body, scheme.id_json)
@@ -220,7 +236,13 @@ def sign(scheme: Scheme, secret: str, request: SignedRequest, *, now: float) -> 
     """Return the headers that make a request verifiable: signature, and timestamp and id where signed.
 
     An id that the request has already is kept; else it is made from body and time.
+
+    Raises:
+        ValueError: the secret is not written as the scheme says.
     """
+    key = _key(scheme, secret)
+    if key is None:
+        raise ValueError(f"the secret is not {scheme.secret_encoding}")
     added: list[tuple[str, str]] = []
     timestamp = str(int(now * (1000 if scheme.timestamp_unit == "ms" else 1)))
     if scheme.timestamp_json:
@@ -234,7 +256,7 @@ def sign(scheme: Scheme, secret: str, request: SignedRequest, *, now: float) -> 
     if scheme.type == "token":
         return [*added, (scheme.header, scheme.prefix + secret)]
     content = _content(scheme, request, timestamp, identity)
-    text = scheme.prefix + _encode(scheme, hmac.digest(_key(scheme, secret) or b"", content, scheme.algorithm))
+    text = scheme.prefix + _encode(scheme, hmac.digest(key, content, scheme.algorithm))
     if scheme.timestamp_element:
         text = f"{scheme.timestamp_element}={timestamp}{scheme.separator}{text}"
     return [*added, (scheme.header, text)]
@@ -307,10 +329,10 @@ def _match(
 def _content(scheme: Scheme, request: SignedRequest, timestamp: str, identity: str) -> bytes:
     if scheme.signed_content == "{body}":
         return request.body
-    path = "/" + request.url.partition("://")[2].partition("/")[2] if "://" in request.url else request.url
+    path = request.url if request.url.startswith("/") else "/" + request.url.partition("://")[2].partition("/")[2]
     values = dict(zip(_FIELDS[1:], (timestamp, identity, request.method, path, request.url), strict=True))
     return b"".join(
-        request.body if part == "{body}" else values.get(part, part).encode("latin-1", "replace")
+        request.body if part == "{body}" else values.get(part, part).encode("latin-1")
         for part in _FIELD.split(scheme.signed_content)
     )
 
@@ -362,6 +384,8 @@ def _pointer_text(body: bytes, pointer: str) -> str:
         value = msgspec.json.decode(body)
         for part in pointer.split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(value, list) and not _INDEX.fullmatch(name):
+                return ""
             value = value[int(name)] if isinstance(value, list) else value[name]
     except (ValueError, LookupError, TypeError, RecursionError):
         return ""

@@ -161,8 +161,8 @@ def _introduce(settings: Settings, service: Service, listener: socket.socket) ->
     from director.web.status import problems_of
 
     host, port = listener.getsockname()[:2]
-    project, closed = service.definitions.project, service.definitions.closed_sources()
-    sources = ", ".join(f"{name} ({'closed' if name in closed else 'open'})" for name in project.sources)
+    project, is_open = service.definitions.project, service.definitions.is_open
+    sources = ", ".join(f"{name} ({'open' if is_open(it) else 'closed'})" for name, it in project.sources.items())
     problems = problems_of(service)
     if not _answers(settings.redis_url):
         problems.append(f"{settings.store_name} does not answer. Until it does, HTTP answers 503.")
@@ -173,6 +173,7 @@ def _introduce(settings: Settings, service: Service, listener: socket.socket) ->
         f"  workflows  {', '.join(project.workflows) or 'none'}",
         f"  sources    {sources or 'none'}",
         f"  access     {'token' if settings.token else 'this machine only (no DIRECTOR_TOKEN)'}",
+        *(f"  note       {note}" for note in project.notes),
         *(f"  problem    {text}" for text in problems),
     ]
     print("\n".join(lines), file=sys.stderr, flush=True)

@@ -11,10 +11,9 @@ import msgspec
 
 from director.models import Trigger, Workflow
 
-_QUOTED = re.compile(r"(==|!=)\s*\"([^\"]*)\"|\"([^\"]*)\"\s*(==|!=)")
-_NUMBER = re.compile(r"(==|!=|<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\b(?!`)")
-_WORD = re.compile(r"(?<![\w.'\"`])(and|or|not)(?![\w.'\"`(])")
-_SINGLE_EQUALS = re.compile(r"(?<![=!<>])=(?!=)")
+MAX_EXPRESSION = 4096
+_COMPARATORS = ("eq", "ne", "lt", "lte", "gt", "gte")
+_WORDS = {"and": "&&", "or": "||", "not": "!"}
 
 
 class Match(msgspec.Struct, frozen=True):
@@ -125,27 +124,43 @@ def _short(value: object) -> str:
 
 def check_expression(text: str) -> str | None:
     """Return what is wrong with a JMESPath expression, or None; knows the usual slips."""
-    if not text.strip():
-        return "the expression is empty"
-    slip = _slip(text)
+    if not text.strip() or len(text) > MAX_EXPRESSION:
+        return f"an expression has 1 to {MAX_EXPRESSION} characters"
+    if text.lstrip().startswith("&"):
+        return "a reference (&…) is no value"
+    import jmespath
+    from jmespath import exceptions
+
     try:
-        _compiled(text)
+        slip = _slip([*jmespath.lexer.Lexer().tokenize(text)])
+    except exceptions.LexerError:
+        slip = "write == to compare" if re.search(r"(?<![=!<>])=(?!=)", text) else None
+    try:
+        _compiled(text).search({})
+    except (exceptions.UnknownFunctionError, exceptions.ArityError) as exc:
+        return slip or str(exc)
+    except exceptions.JMESPathTypeError:
+        pass  # there is nothing in an empty body
     except (ValueError, RecursionError) as exc:
-        first = (str(exc).splitlines() or ["it does not parse"])[0]
-        return slip or f"not JMESPath: {first}"
-    return slip if slip and '"' in slip else None
+        return slip or f"not JMESPath: {(str(exc).splitlines() or ['it does not parse'])[0]}"
+    return slip
 
 
-def _slip(text: str) -> str | None:
-    bare = re.sub(r"'(?:[^'\\]|\\.)*'|`[^`]*`", "''", text)
-    if found := _QUOTED.search(bare):
-        name = found[2] if found[2] is not None else found[3]
-        return f"in JMESPath \"{name}\" is the name of a field; write '{name}' for a text"
-    plain = re.sub(r'"(?:[^"\\]|\\.)*"', "x", bare)
-    if found := _NUMBER.search(plain):
-        return f"write `{found[2]}` with backticks for the number {found[2]}"
-    if _SINGLE_EQUALS.search(plain):
-        return "write == to compare"
-    if found := _WORD.search(plain):
-        return f"write {({'and': '&&', 'or': '||', 'not': '!'})[found[1]]} for {found[1]}"
+def _slip(tokens: list[dict[str, Any]]) -> str | None:
+    """Look at what stands beside each comparison."""
+    kinds = ["", *(token["type"] for token in tokens), "", ""]
+    values = ["", *(token["value"] for token in tokens), "", ""]
+    for at, kind in enumerate(kinds):
+        word = values[at] if kind == "unquoted_identifier" else ""
+        if word in _WORDS and kinds[at + 1] not in ("", "eof", "dot", "lparen"):
+            return f"write {_WORDS[word]} for {word}"
+        for side in (-1, 1) if kind in _COMPARATORS else ():
+            beside, value = kinds[at + side], values[at + side]
+            beyond, opposite = kinds[at + 2 * side] if at + 2 * side >= 0 else "", kinds[at - side]
+            if beside == "number":
+                return f"write `{value}` with backticks for the number {value}"
+            if beside == "unquoted_identifier" and value in ("true", "false", "null") and beyond != "dot":
+                return f"write `{value}` with backticks; without, it is a field"
+            if beside == "quoted_identifier" and beyond != "dot" and opposite != "literal":
+                return f"in JMESPath \"{value}\" is the name of a field; write '{value}' for a text"
     return None

@@ -187,9 +187,7 @@ def _broker(settings: Settings) -> dict[str, Any]:
     """Return Celery's settings of the broker."""
     if settings.embedded:
         return {"broker_url": "memory://localhost", "broker_transport_options": {"polling_interval": 0.01}}
-    url = settings.broker_uri or settings.redis_url or ""
-    if not url.startswith(("redis", "unix")):
-        return {"broker_url": url}
+    url = settings.redis_url or ""
     options = {
         "global_keyprefix": keys.queue_prefix(settings.prefix),
         "health_check_interval": 5,

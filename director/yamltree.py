@@ -10,13 +10,15 @@ names, not booleans and numbers); so is a time or a date (`12:30` is not 750); a
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import yaml
 
+MAX_NAME = 200
 MAX_DEPTH = 100
 MAX_NODES = 100_000
 """Of one file with every alias written out."""
@@ -132,6 +134,19 @@ def quote(text: str, limit: int = 80) -> str:
     return '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + '"'
 
 
+def near(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that was probably meant."""
+    known = list(known)
+    same = [other for other in known if other.lower() == name.lower()]
+    return next(iter(same or difflib.get_close_matches(name[:MAX_NAME], known, n=1)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `did you mean "…"?`, or nothing."""
+    found = near(name, known)
+    return f"did you mean {quote(found)}?" if found else ""
+
+
 class _Builder:
     """Writes a graph of nodes out as values; what has no end is too deep."""
 
@@ -144,11 +159,12 @@ class _Builder:
         slips: list[tuple[Place, str]] = []
         if isinstance(node, yaml.MappingNode):
             made = Map()
+            lines: dict[str, int] = {}
             for key, value in self.pairs(node, depth, slips):
                 if key not in made:
-                    made[key] = self.value(value, depth + 1)
-                elif key.line:
-                    slips.append((key, f"{quote(key)} is given twice, first in line {made.key(key).line}"))
+                    made[key], lines[key] = self.value(value, depth + 1), key.line
+                else:
+                    slips.append((key, f"{quote(key)} is given twice, first in line {lines[key]}"))
         elif isinstance(node, yaml.SequenceNode):
             made = List(self.value(item, depth + 1) for item in node.value)
         else:

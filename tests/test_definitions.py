@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from director import yamltree
+from director import triggers, yamltree
 from director.definitions import Definitions, check_payload, load
 from director.errors import DefinitionError, InvalidPayload, NotFound
 from director.models import Call, Chain, Group, Project, Trigger, Workflow
@@ -365,6 +365,10 @@ REFUSED_SOURCES = {
     "empty list": "{secret: []}",
     "no mapping": "hunter2",
     "misspelt and tagged": "{sceret: !hunter2 x}",
+    "no space": "{secret:hunter2}",
+    "equals": "{secret=hunter2}",
+    "no key": "{hunter2}",
+    "as the scheme": "{scheme: hunter2, secret: $OK}",
 }
 
 
@@ -706,8 +710,58 @@ def test_a_changed_schema_is_picked_up(tmp_path: Path) -> None:
 
 
 def test_a_source_is_closed_until_one_of_its_secrets_is_set(tmp_path: Path) -> None:
-    write(tmp_path, "sources: {github: {secret: [$NEW, $OLD]}, stripe: {secret: $SLACK}}\n")
-    assert Definitions(tmp_path, {"OLD": "x", "SLACK": ""}).closed_sources() == {"stripe": "workflows/a.yml:1:43"}
+    write(
+        tmp_path, "sources: {github: {secret: [$NEW, $OLD]}, stripe: {secret: $SLACK}, standard: {secret: $STD}}\n"
+    )
+    definitions = Definitions(tmp_path, {"OLD": "x\n", "SLACK": " ", "STD": "whsec_not base64!"})
+    sources = definitions.project.sources
+    assert [definitions.is_open(sources[name]) for name in ("github", "stripe", "standard")] == [True, False, True]
+    assert definitions.secrets(sources["github"]) == ["", "x"]
+    assert [str(problem) for problem in definitions.source_problems()] == [
+        'workflows/a.yml:1:43: source "stripe" is closed: set SLACK in the environment or .env',
+        'workflows/a.yml:1:69: source "standard" STD is not base64, so it never matches',
+    ]
+
+
+def test_a_folder_that_cannot_be_read_keeps_what_it_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a process out of file descriptors, then no workflow goes away."""
+    write(tmp_path, "A: {tasks: [LOAD]}\n")
+    definitions = Definitions(tmp_path, {})
+
+    def refuse(path: str) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(OSError, match="Too many"):
+        definitions.refresh()
+    assert list(definitions.project.workflows) == ["A"]
+
+
+GOOD_EXPRESSIONS = (
+    *("ref == 'refs/heads/main' && !deleted", "\"a-b\" == 'x'", "a.\"b\" == 'c'", "x == `3`", "a == `true`"),
+    *("contains(a, 'b')", "length(commits) > `0`", "sort_by(a, &b)", "[?a == 'b'].c | [0]", "@", "x.and", "and"),
+)
+BAD_EXPRESSIONS = {
+    'ref == "refs/heads/main"': "write 'refs/heads/main' for a text",
+    'commits[?author == "x"]': "write 'x' for a text",
+    "x == 3": "write `3` with backticks",
+    "a == true": "write `true` with backticks",
+    "null == a": "write `null` with backticks",
+    "a and b": "write && for and",
+    "not a": "write ! for not",
+    "a = b": "write == to compare",
+    "foo(a)": "foo()",
+    "length(a, b)": "length()",
+    "&a": "a reference",
+    "a ||": "not JMESPath",
+    "a" * 5000: "4096 characters",
+}
+
+
+def test_good_expressions_and_usual_slips() -> None:
+    assert {text: triggers.check_expression(text) for text in GOOD_EXPRESSIONS} == dict.fromkeys(GOOD_EXPRESSIONS)
+    for text, words in BAD_EXPRESSIONS.items():
+        assert words in (triggers.check_expression(text) or ""), text
 
 
 def test_an_unreadable_file_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import stripe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from director.signing import SchemeError, SignedRequest, presets, scheme, sign, verify
+from director.signing import SchemeError, SignedRequest, presets, scheme, sign, usable, verify
 
 NOW = 1_700_000_000.0
 BODY = b'{"type": "invoice.paid", "id": "evt_1"}'
@@ -207,7 +207,15 @@ def test_standard_webhooks_own_signer_and_verifier():
         ("githup", "scheme", 'did you mean "github"'),
         ({"scheme": "hmac"}, "header", "missing"),
         ({"header": "X", "headr": "Y"}, "headr", 'did you mean "header"'),
-        ({"header": "X", "encoding": "hax"}, "encoding", "hax"),
+        ({"header": "X", "encoding": "hax"}, "encoding", "expected one of hex, base64, base64url"),
+        ({"header": "X", "id_json": "id"}, "id_json", "expected a JSON pointer such as /id"),
+        ({"header": "X y"}, "header", "expected a header's name"),
+        ({"header": "X", "handshake": "any"}, "handshake", "expected one of github-ping"),
+        ({"header": "X", "timestamp_header": "T"}, "timestamp_header", "not signed protects nothing"),
+        ({"type": "token", "header": "X", "timestamp_json": "/t"}, "type", "a token signs no timestamp"),
+        ({"header": "X", "tolerance": float("inf")}, "tolerance", "tolerance"),
+        ({1: 2}, "1", "unknown"),
+        (None, "scheme", "there are github, stripe"),
         ({"header": "X", "tolerance": "long"}, "tolerance", "tolerance"),
         ({"header": "X", "signed_content": "{timestamp}.{body}"}, "signed_content", "timestamp"),
         ({"header": "X", "signed_content": "{boddy}"}, "signed_content", "boddy"),
@@ -253,3 +261,28 @@ def test_every_preset_can_be_made():
     for name in presets():
         if name != "hmac":
             assert scheme(name).header
+
+
+def test_no_problem_of_a_scheme_shows_what_was_given():
+    """A missing space, `{secret:S3CR3T}`, makes the secret a key."""
+    for slip in ({"secret:S3CR3T": None}, {"scheme": "S3CR3T"}, {"header": "X", "type": "S3CR3T"}):
+        with pytest.raises(SchemeError) as caught:
+            scheme({"scheme": "hmac", **slip})
+        assert "S3CR3T" not in str(caught.value)
+
+
+def test_a_clock_that_is_no_number_accepts_nothing():
+    assert not check("stripe", signed("stripe"), now=float("nan")).ok
+
+
+def test_one_secret_alone_is_no_list_of_letters():
+    request = signed("github", secret="s")
+    assert not verify(SCHEMES["github"], "secret", request, now=NOW).ok
+    assert verify(SCHEMES["github"], "s", request, now=NOW).ok
+
+
+def test_a_secret_that_is_not_written_as_the_scheme_says_signs_nothing():
+    made = scheme("standard")
+    assert not usable(made, "whsec_not base64!")
+    with pytest.raises(ValueError, match="not base64"):
+        sign(made, "whsec_not base64!", SignedRequest("POST", "/", [], b"{}"), now=NOW)

@@ -81,8 +81,7 @@ def problems_of(service: Service, known: StoreState | None = None) -> list[str]:
     """Return what a person should look at, a sentence each."""
     project = service.definitions.project
     found = [*service.settings.warnings, *map(str, project.problems)]
-    for name in service.definitions.closed_sources():
-        found.append(f"Source {name} is closed: set {' or '.join(project.sources[name].secrets)}.")
+    found += map(str, service.definitions.source_problems())
     if known is not None and known.queued and not known.workers:
         found.append(f"{known.queued} task runs wait and no worker has been seen for 30 s.")
     return found
@@ -91,17 +90,20 @@ def problems_of(service: Service, known: StoreState | None = None) -> list[str]:
 @get("/sources", summary="Who may send webhooks", operation_id="ListSources")
 async def sources(service: NamedDependency[Service]) -> shapes.SourceList:
     """Return every source, where it sends to, and whether it is open."""
-    closed, environ = service.definitions.closed_sources(), service.settings.environ
+    definitions = service.definitions
     return shapes.SourceList(
         sources=[
             shapes.SourceView(
                 name=name,
                 scheme=source.preset,
                 url=f"{service.settings.public_url or ''}/hooks/{name}",
-                open=name not in closed,
-                secrets=[shapes.SecretView(name, bool(environ.get(name, "").strip())) for name in source.secrets],
+                open=definitions.is_open(source),
+                secrets=[
+                    shapes.SecretView(name, bool(secret))
+                    for name, secret in zip(source.secrets, definitions.secrets(source), strict=True)
+                ],
             )
-            for name, source in service.definitions.project.sources.items()
+            for name, source in definitions.project.sources.items()
         ]
     )
 

@@ -34,7 +34,7 @@ _encode = msgspec.json.Encoder().encode
 class _Source:
     """A source, ready to verify."""
 
-    def __init__(self, name: str, made: Scheme, secrets: list[str | None]) -> None:
+    def __init__(self, name: str, made: Scheme, secrets: list[str]) -> None:
         self.name, self.scheme, self.secrets = name, made, secrets
         self.signs_url = "{url}" in made.signed_content or "{path}" in made.signed_content
 
@@ -69,9 +69,9 @@ class Webhooks:
             raise Refusal(405, "Deliveries are sent with POST.", headers={"Allow": "POST"})
         project = self._service.definitions.project
         if project is not self._project:
-            environ = self._service.settings.environ
+            secrets = self._service.definitions.secrets
             self._sources = {
-                name: _Source(name, scheme(source.scheme), [environ.get(variable) for variable in source.secrets])
+                name: _Source(name, scheme(source.scheme), secrets(source))
                 for name, source in project.sources.items()
             }
             self._router = Router(project.workflows.values())
