@@ -154,11 +154,12 @@ def _need_redis(settings: Settings, what: str) -> None:
 def check(context: Context, json_: bool) -> int:
     """Check files, tasks, settings and secrets; exit 1 with file:line:column for each problem."""
     from director.registry import discover
+    from director.worker import register
 
     settings = context.settings
     # Modules print what they like at import.
     with contextlib.redirect_stdout(sys.stderr):
-        found = discover(settings.home)
+        found = register(discover(settings.home))
     definitions = context.definitions(found.files)
     project = definitions.project
     lines = [str(problem) for problem in (*found.problems, *project.problems, *definitions.source_problems())]

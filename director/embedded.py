@@ -60,7 +60,7 @@ class EmbeddedWorker:
     def _run(self) -> None:
         try:
             state.should_stop = None
-            app = self._app = build_app(self.settings, self.store, threads=True)
+            app = self._app = build_app(self.settings, self.store)
             app.set_current()
             # No other process executes here: whatever holds a lease died with the last service.
             app.director.hand_back(".", counted=True)

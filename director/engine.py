@@ -20,7 +20,7 @@ from director import definitions, log, plan, states
 from director.errors import Conflict, DefinitionError, NotFound, TooLarge
 from director.models import FullRun, Plan, Struct, TaskOptions, Workflow
 from director.settings import MAX_PAYLOAD_BYTES
-from director.store.base import Dedupe, NewRun, Relaunch, Store, Swept
+from director.store.base import Dedupe, NewRun, Relaunch, Swept
 
 OPTIONS_AGE_S = 5.0
 FindWorkflow = Callable[[str], Workflow]
@@ -52,13 +52,14 @@ def new_run_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-def sweep(store: Store) -> Swept:
-    """Make one pass over what may be stuck, and log what it moved."""
-    swept = store.do(store.sweep())
+def report(swept: Swept, reason: str) -> Swept:
+    """Log what was done about trouble; `reason` is why task runs were lost."""
     for ref in swept.lost:
-        logger.warning("task.requeued", task_run=str(ref), reason="its lease ended")
-    for ref in swept.timed_out:
-        logger.error("task.failed", task_run=str(ref), reason="timeout")
+        logger.warning("task.requeued", task_run=str(ref), reason=reason)
+    for ref in swept.failed:
+        logger.error("task.failed", task_run=str(ref), reason="past its timeout, or lost too often")
+    for run_id in swept.ended:
+        logger.error("run.failed", run_id=run_id)
     for ref in swept.resent:
         logger.warning("message.resent", task_run=str(ref), reason="its message was lost")
     return swept

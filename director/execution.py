@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import msgspec
 
 from director import log, registry
-from director.engine import new_token
+from director.engine import new_token, report
 from director.errors import DirectorError, StoreUnavailable
 from director.models import Plan, TaskError
 from director.settings import MAX_ARGUMENT_BYTES, Settings
@@ -59,15 +59,16 @@ class Executor:
     Args:
         store: any; a forked child may use its parent's.
         settings: limits and the run-ahead budget.
-        threads: True when several task runs execute in one process.
     """
 
-    def __init__(self, store: Store, settings: Settings, *, threads: bool) -> None:
+    threads = False
+    """Whether several task runs execute in one process; the worker says so before it begins."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
         self.store = store
         self.settings = settings
         self.boot = secrets.token_urlsafe(3)
         self.ahead_s = settings.run_ahead_s
-        self.threads = threads
         self._local = threading.local()
         self._numbers = itertools.count(1)
         self._start()
@@ -105,9 +106,10 @@ class Executor:
 
     def unknown(self, ref: Ref, token: str, task: str, queue: str) -> None:
         """Tell the store that this worker does not know a task run's task."""
-        error = TaskError(type="UnknownTask", message=f'no worker of queue "{queue}" knows "{task}"')
-        status = self.store.do(self.store.unknown(ref, token, error))
-        logger.error("task.unknown", task_run=str(ref), task=task, queue=queue, status=status)
+        message = f'no worker of queue "{queue}" knows "{task}"'
+        logger.error("task.unknown", task_run=str(ref), task=task, queue=queue, hint="restart it for new tasks")
+        error = TaskError(type="UnknownTask", message=message)
+        report(self.store.do(self.store.unknown(ref, token, error)), message)
 
     def holder(self) -> str:
         """Return the name under which this thread holds leases: `boot.process`, at most 11 characters."""
@@ -238,8 +240,8 @@ class Executor:
                 continue
             try:
                 gone: tuple[Ref, ...] = self.store.do(self.store.renew(held))
-            except DirectorError as exc:
-                logger.warning("lease.not_renewed", count=len(held), reason=str(exc))
+            except Exception as exc:  # noqa: BLE001 - this thread must not end: without it, long tasks are lost
+                logger.warning("lease.not_renewed", count=len(held), reason=repr(exc))
                 continue
             for ref, token in held:
                 if ref in gone and token in self._held:

@@ -16,6 +16,7 @@ from director.models import Node
 HEADER = "director"
 """Our header: `RUN:NUMBER AT FLAG`; AT is when it was queued, in ms; FLAG is 1 where it may run ahead."""
 
+KILL_AFTER_S = 5.0
 ID = "$ID$"
 AT = "$AT$"
 ARGUMENTS: list[Any] = [[], {}, dict.fromkeys(("callbacks", "errbacks", "chain", "chord"))]
@@ -46,7 +47,8 @@ def headers(node: Node, task_id: str = ID, at: str = AT) -> dict[str, Any]:
         "group": None,
         "group_index": None,
         "retries": 0,
-        "timelimit": [node.timeout_s, node.soft_timeout_s],
+        # The sweep fails what is past its timeout; later, the pool ends the process that still executes it.
+        "timelimit": [node.timeout_s and node.timeout_s + KILL_AFTER_S, node.soft_timeout_s],
         "root_id": task_id,
         "parent_id": None,
         "argsrepr": "()",

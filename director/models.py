@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -140,10 +140,10 @@ class Project(Struct, frozen=True):
 class TaskOptions(Struct, frozen=True):
     """What a task's decorator says; workers publish it where they import `tasks/`."""
 
-    queue: str | None = None
-    priority: int | None = None
-    time_limit: float | None = None
-    soft_time_limit: float | None = None
+    queue: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    priority: Annotated[int, msgspec.Meta(ge=0, le=9)] | None = None
+    time_limit: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    soft_time_limit: Annotated[float, msgspec.Meta(gt=0)] | None = None
     limited: bool = False
     """Has a time or rate limit, so that it never runs ahead."""
 

@@ -14,13 +14,11 @@ from typing import Any
 
 from celery import Celery, signals
 from celery.platforms import SecurityWarning
-from kombu.entity import Queue
 
 from director import definitions, log, messages, plan, registry
-from director.engine import sweep
+from director.engine import report
 from director.errors import DirectorError, StoreUnavailable
 from director.execution import Executor
-from director.models import TaskOptions
 from director.plan import DEFAULT_QUEUE
 from director.settings import Settings
 from director.store.base import Ref
@@ -36,8 +34,9 @@ logger = log.get("director.worker")
 class Parent:
     """What a worker's parent process looks after, beside Celery: signs of life, dead children, shutdown."""
 
-    def __init__(self, app: Celery, settings: Settings, executor: Executor, tasks: dict[str, TaskOptions]) -> None:
-        self.app, self.settings, self.executor, self.tasks = app, settings, executor, tasks
+    def __init__(self, app: Celery, settings: Settings, executor: Executor, found: registry.Discovery) -> None:
+        self.app, self.settings, self.executor, self.discovery = app, settings, executor, found
+        self.tasks = {name: entry.published() for name, entry in found.tasks.items()}
         self.store = executor.store
         self.consumes_all = True
         self.stopping = threading.Event()
@@ -60,16 +59,14 @@ class Parent:
 
     def hand_back(self, holder: str, *, counted: bool) -> int:
         """Put back in the queue what a holder executes; return how many."""
-        back = self.store.do(self.store.hand_back(holder, counted))
-        for ref in back:
-            logger.warning("task.requeued", task_run=str(ref), reason="lost" if counted else "shutdown")
-        return len(back)
+        reason = "its process has ended" if counted else "the worker stops"
+        return len(report(self.store.do(self.store.hand_back(holder, counted)), reason).lost)
 
     def hand_back_of_the_dead(self) -> None:
-        """Return the leases of pool children that are gone: a loss each."""
+        """Return the leases of pool children that are gone: a loss each, unless this worker stops."""
         alive = self._pool_pids()
         for pid in self._children - alive:
-            self.hand_back(f"{self.executor.boot}.{pid:x}", counted=True)
+            self.hand_back(f"{self.executor.boot}.{pid:x}", counted=not self.stopping.is_set())
         self._children = alive
 
     def _on_init(self, options: dict[str, Any] | None = None, **_: Any) -> None:
@@ -78,7 +75,8 @@ class Parent:
     def _on_setup(self, instance: Any, **_: Any) -> None:
         self.instance = instance
         for queue in self._queues() if self.consumes_all else ():
-            self.app.amqp.queues.add(Queue(queue, routing_key=queue))
+            self.app.amqp.queues.select_add(queue, routing_key=queue)
+        self.executor.threads = "prefork" not in instance.pool_cls.__module__
         # Celery counts and shows messages; with these options one message must stay one task.
         if getattr(instance, "max_tasks_per_child", None) or getattr(instance, "task_events", None):
             self.executor.ahead_s = 0.0
@@ -112,18 +110,26 @@ class Parent:
 
     def _look_after(self) -> None:
         duties = ((self._publish, ALIVE_S), (self._sweep, SWEEP_S))
-        while not self.stopping.wait(PASS_S):
+        away = False
+        while True:
+            # Until the process ends: a child that dies while the worker stops is noticed too.
+            time.sleep(PASS_S)
             try:
                 self.hand_back_of_the_dead()
-                for duty, every_s in duties:
+                for duty, every_s in () if self.stopping.is_set() else duties:
                     if time.monotonic() >= self._due.get(duty, 0.0):
                         duty()
                         self._due[duty] = time.monotonic() + every_s
+                if away:
+                    logger.info("worker.store_back")
+                away = False
             except DirectorError as exc:
-                logger.warning("worker.store_away", reason=str(exc))
+                if not away:
+                    logger.warning("worker.store_away", reason=str(exc))
+                away = True
 
     def _sweep(self) -> None:
-        sweep(self.store)
+        report(self.store.do(self.store.sweep()), "its lease ended")
 
     def _publish(self) -> tuple[str, ...]:
         """Say that this worker is there; take up queues that runs have brought meanwhile."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import threading
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import msgspec
 
 from director.models import Problem, Struct, TaskOptions
 
@@ -27,24 +30,33 @@ class Registered(Struct, frozen=True):
     name: str
     function: Callable[..., Any]
     options: dict[str, Any]
-    file: str
+
+    @property
+    def file(self) -> str:
+        """Where the function stands."""
+        return self.function.__code__.co_filename
+
+    @property
+    def line(self) -> int:
+        """Where the function stands; decorators count."""
+        return self.function.__code__.co_firstlineno
 
     def published(self) -> TaskOptions:
-        """Return what those who build messages need to know of the options."""
-        options = self.options
+        """Return what those who build messages need to know of the options.
+
+        Raises:
+            ValidationError: an option is of the wrong kind.
+        """
+        known = {name: self.options.get(name) for name in ("queue", "priority", "time_limit", "soft_time_limit")}
         limits = ("time_limit", "soft_time_limit", "rate_limit")
-        return TaskOptions(
-            queue=options.get("queue"),
-            priority=options.get("priority"),
-            time_limit=options.get("time_limit"),
-            soft_time_limit=options.get("soft_time_limit"),
-            limited=any(options.get(name) is not None for name in limits),
-        )
+        limited = any(self.options.get(name) is not None for name in limits)
+        return msgspec.convert({**known, "limited": limited}, TaskOptions)
 
 
 class Discovery(Struct, frozen=True):
     """What importing `tasks/` found."""
 
+    home: Path
     tasks: dict[str, Registered]
     problems: tuple[Problem, ...]
 
@@ -55,8 +67,14 @@ class Discovery(Struct, frozen=True):
             return None
         return {name: entry.file for name, entry in self.tasks.items()}
 
+    def problem_of(self, entry: Registered, text: str) -> Problem:
+        """Return what is wrong with a task, where it stands."""
+        text = f'task "{entry.name}" {text}'
+        return Problem(file=_relative(self.home, entry.file), line=entry.line, column=1, text=text)
 
-_registered: list[Registered] = []
+
+_registered: dict[tuple[str, str, int], Registered] = {}
+"""By name, file and line: a module may be imported again."""
 _current = threading.local()
 
 
@@ -72,13 +90,16 @@ def task(*args: Any, **options: Any) -> Any:
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        name = str(options.get("name") or function.__name__)
-        rest = {key: value for key, value in options.items() if key != "name"}
-        file = function.__code__.co_filename if hasattr(function, "__code__") else ""
-        _registered.append(Registered(name=name, function=function, options=rest, file=file))
+        if not inspect.isfunction(function):
+            raise TypeError(f"@task is for functions, and {function!r} is none")
+        rest = dict(options)
+        entry = Registered(name=str(rest.pop("name", None) or function.__name__), function=function, options=rest)
+        _registered[entry.name, entry.file, entry.line] = entry
         return function
 
-    return register(args[0]) if len(args) == 1 and callable(args[0]) else register
+    if args and isinstance(args[0], str):
+        raise TypeError(f"write @task(name={args[0]!r})")
+    return register(args[0]) if args else register
 
 
 class _Config:
@@ -116,33 +137,34 @@ def discover(home: Path) -> Discovery:
     if str(home) not in sys.path:
         sys.path.insert(0, str(home))
     problems: list[Problem] = []
-    first = len(_registered)
     _own_package(folder)
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(home).with_suffix("").parts
         if any(not part.isidentifier() for part in parts):
+            text = f"{NOT_IMPORTED}: the names of modules have letters, digits and _ only"
+            problems.append(Problem(file=path.relative_to(home).as_posix(), line=1, column=1, text=text))
             continue
-        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         try:
-            importlib.import_module(module)
-        except Canceled:
-            raise
+            importlib.import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
         except (Exception, SystemExit) as exc:  # noqa: BLE001 - whatever a user's module does at import
             problems.append(_import_problem(home, path, exc))
-    tasks: dict[str, Registered] = {}
-    for entry in _registered[first:] or _registered:
-        known = tasks.setdefault(entry.name, entry)
-        if known is not entry and known.file != entry.file:
-            line = getattr(getattr(entry.function, "__code__", None), "co_firstlineno", 1)
-            problems.append(
-                Problem(
-                    file=_relative(home, entry.file),
-                    line=line,
-                    column=1,
-                    text=f'task "{entry.name}" is also in {_relative(home, known.file)}; rename one of them',
-                )
-            )
-    return Discovery(tasks=tasks, problems=tuple(sorted(problems)))
+    found = Discovery(home=home, tasks={}, problems=())
+    for entry in _registered.values():
+        # A module `tasks.…` of another folder was imported earlier, by a test.
+        if entry.function.__module__.split(".")[0] == "tasks" and not Path(entry.file).is_relative_to(folder):
+            continue
+        first = found.tasks.setdefault(entry.name, entry)
+        if first is not entry:
+            where = f"{_relative(home, first.file)}:{first.line}"
+            problems.append(found.problem_of(entry, f"is also at {where}; rename one of them"))
+    for name, entry in list(found.tasks.items()):
+        try:
+            entry.published()
+        except msgspec.ValidationError as exc:
+            wrong, _, option = str(exc).partition(" - at `$.")
+            problems.append(found.problem_of(entry, f"has a wrong {option[:-1]}: e{wrong[1:]}"))
+            del found.tasks[name]
+    return msgspec.structs.replace(found, problems=tuple(sorted(problems)))
 
 
 def _own_package(folder: Path) -> None:

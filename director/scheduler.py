@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from director import log
-from director.engine import sweep
+from director.engine import report
 from director.errors import DirectorError
 from director.settings import Settings
 from director.store.base import SWEEP_LIMIT, Store
@@ -56,7 +56,7 @@ class Loop:
     def step(self) -> bool:
         """Make one pass; return whether another should follow at once."""
         try:
-            swept = sweep(self.store)
+            swept = report(self.store.do(self.store.sweep()), "its lease ended")
         except DirectorError as exc:
             if not self._away:
                 logger.warning("scheduler.store_away", reason=str(exc))
@@ -65,9 +65,7 @@ class Loop:
         if self._away:
             logger.info("scheduler.store_back")
             self._away = False
-        return any(
-            len(part) >= SWEEP_LIMIT for part in (swept.lost, swept.timed_out, swept.released, swept.resent)
-        )
+        return any(len(part) >= SWEEP_LIMIT for part in (swept.lost, swept.failed, swept.released, swept.resent))
 
     def _guarded(self) -> None:
         try:

@@ -8,12 +8,15 @@ other message goes to the tracer as ever. `parent` is what else a worker's paren
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable
 from typing import Any
 
+from billiard.common import terminate_handler_fired
 from celery import Celery, Task
 from celery.app.trace import trace_ok_t
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Retry
+from celery.utils.time import rate
 
 from director import log, messages, registry
 from director.execution import Arguments, Executor, Result, UnknownTask, seconds_until
@@ -26,8 +29,9 @@ from director.store.base import Begun, Ref, Store
 
 TRACEBACK_CHARS = 8000
 
-# The tracer's own frames, which stand above those of the user's function.
-_CELERY_FRAMES = re.compile(r'^  File "[^"]*celery/app/(?:trace|autoretry)\.py".*\n(?:    .*\n)*', re.MULTILINE)
+# What stands above and below the frames of the user's function.
+_FILES = r"(?:celery/app/(?:trace|autoretry|task)|director/(?:worker|execution))\.py"
+_NOT_THE_TASKS = re.compile(rf'^  File "[^"]*{_FILES}".*\n(?:    .*\n)*', re.MULTILINE)
 
 logger = log.get("director.worker")
 
@@ -81,12 +85,14 @@ class DirectorTask(Task):  # type: ignore[misc]
             value, info, _, _ = tracer(uuid, args, kwargs, own)
         except registry.Canceled:
             return Result(error=TaskError(type="Canceled", message="its run was canceled"))
-        except (Exception, SystemExit) as exc:  # noqa: BLE001 - whatever a user's function raises
+        except BaseException as exc:
+            if terminate_handler_fired():
+                raise  # the pool ends this process; the task has not failed, its worker goes
             return Result(error=_task_error(exc))
         if info is None:
             return Result(value=value)
         cause = info.retval
-        if isinstance(cause, Ignore) and not isinstance(cause, Reject):
+        if isinstance(cause, Ignore):
             return Result()
         text = getattr(value, "traceback", "") or ""
         if isinstance(cause, Retry):
@@ -138,20 +144,21 @@ class DirectorTask(Task):  # type: ignore[misc]
 
 
 def _task_error(exc: BaseException, text: str = "") -> TaskError:
-    if not text:
-        import traceback
+    """Return an error as it is kept, whatever its class does when it is asked for its text."""
+    text = _NOT_THE_TASKS.sub("", text or "".join(traceback.format_exception(exc)))
+    try:
+        message = str(exc) or repr(exc)
+    except Exception as other:  # noqa: BLE001
+        message = f"its text cannot be had: {type(other).__name__}"
+    parts = (type(exc).__name__, message[:2000], text[-TRACEBACK_CHARS:])
+    # A lone surrogate, as in the names of files that are no UTF-8, cannot be stored.
+    kind, message, text = (part.encode("utf-8", "backslashreplace").decode() for part in parts)
+    return TaskError(type=kind, message=message, traceback=text)
 
-        text = "".join(traceback.format_exception(exc))
-    message = str(exc) or repr(exc)
-    text = _CELERY_FRAMES.sub("", text)
-    return TaskError(type=type(exc).__name__, message=message[:2000], traceback=text[-TRACEBACK_CHARS:])
 
-
-def build_app(settings: Settings, store: Store | None = None, *, threads: bool | None = None) -> Celery:
+def build_app(settings: Settings, store: Store | None = None) -> Celery:
     """Return the Celery app: broker, limits, and every task of `tasks/` registered on it."""
-    threads = settings.pool != "prefork" if threads is None else threads
-    store = store or open_store(settings)
-    executor = Executor(store, settings, threads=threads)
+    executor = Executor(store or open_store(settings), settings)
     base = type("Task", (DirectorTask,), {"abstract": True, "executor": executor})
     app = Celery("director", task_cls=base, set_as_current=False)
     app.conf.update(
@@ -170,17 +177,27 @@ def build_app(settings: Settings, store: Store | None = None, *, threads: bool |
         worker_pool=settings.pool,
         **_broker(settings),
     )
-    discovery = registry.discover(settings.home)
-    for problem in discovery.problems:
+    app.director = Parent(app, settings, executor, register(registry.discover(settings.home), app))
+    for problem in app.director.discovery.problems:
         logger.error("tasks.broken", problem=str(problem))
-    for entry in discovery.tasks.values():
+    return app
+
+
+def register(found: registry.Discovery, app: Celery | None = None) -> registry.Discovery:
+    """Make Celery tasks of what was discovered; return what could be made, and what is wrong with the rest."""
+    app = app or Celery(set_as_current=False)
+    tasks, problems = {}, list(found.problems)
+    for entry in found.tasks.values():
         options = dict(entry.options)
         if options.pop("acks_late", None):
             logger.warning("task.option_ignored", task=entry.name, option="acks_late")
-        app.task(name=entry.name, **options)(entry.function)
-    published = {name: entry.published() for name, entry in discovery.tasks.items()}
-    app.director = Parent(app, settings, executor, published)
-    return app
+        try:
+            rate(options.get("rate_limit"))
+            app.task(name=entry.name, lazy=False, shared=False, **options)(entry.function)
+            tasks[entry.name] = entry
+        except Exception as exc:  # noqa: BLE001 - whatever Celery makes of any option
+            problems.append(found.problem_of(entry, f"cannot be a Celery task: {type(exc).__name__}: {exc}"))
+    return registry.Discovery(home=found.home, tasks=tasks, problems=tuple(sorted(problems)))
 
 
 def _broker(settings: Settings) -> dict[str, Any]:
@@ -204,18 +221,13 @@ def _broker(settings: Settings) -> dict[str, Any]:
 
 def run_worker(settings: Settings, argv: list[str]) -> int:
     """Become a Celery worker; `argv` are Celery's own options. Returns its exit status."""
-    threads = settings.pool != "prefork"
-    for index, word in enumerate(argv):
-        pool = word.partition("=")[2] or (argv[index + 1] if index + 1 < len(argv) else "")
-        if word in ("-P", "--pool") or word.startswith("--pool="):
-            threads = pool != "prefork"
-    app = build_app(settings, threads=threads)
+    app = build_app(settings)
     app.director.connect_signals()
     app.set_current()
     given = {word.partition("=")[0] for word in argv}
     quiet = [] if given & {"-l", "--loglevel"} else ["--loglevel", "WARNING"]
-    app.worker_main(["--quiet", "worker", "--without-gossip", "--without-mingle", *quiet, *argv])
-    return 0
+    status: int | None = app.start(["--quiet", "worker", "--without-gossip", "--without-mingle", *quiet, *argv])
+    return status or 0
 
 
 def __getattr__(name: str) -> Any:

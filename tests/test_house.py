@@ -26,7 +26,8 @@ FLOORS = [
 ]
 HOMES = {
     "celery": {"worker", "parent", "embedded"},
-    "kombu": {"parent", "embedded"},
+    "kombu": {"embedded"},
+    "billiard": {"worker"},
     "redis": {"store"},
     "tinydb": {"store"},
     "litestar": {"web"},

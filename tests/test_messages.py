@@ -28,7 +28,7 @@ def pushed_by_celery(redis_url: str, node: Node, task_id: str, header: str) -> t
         task_id=task_id,
         queue=node.queue,
         priority=node.priority,
-        time_limit=node.timeout_s,
+        time_limit=node.timeout_s and node.timeout_s + messages.KILL_AFTER_S,
         soft_time_limit=node.soft_timeout_s,
         ignore_result=True,
         headers={messages.HEADER: header},

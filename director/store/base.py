@@ -166,11 +166,14 @@ class Relaunch(Struct, frozen=True):
 
 
 class Swept(Struct, frozen=True):
-    """What one pass of the sweep did; each is a list of task runs."""
+    """What was done about trouble; each is a list of task runs."""
 
     lost: tuple[Ref, ...] = ()
-    """Their lease ended; queued again, or failed after too many losses."""
-    timed_out: tuple[Ref, ...] = ()
+    """Handed back, lost, or unknown: they run again."""
+    failed: tuple[Ref, ...] = ()
+    """Past their timeout, or lost too often."""
+    ended: tuple[str, ...] = ()
+    """Runs that failed with them."""
     released: tuple[Ref, ...] = ()
     """Were retrying; their time has come."""
     resent: tuple[Ref, ...] = ()
@@ -280,19 +283,19 @@ class Store(ABC):
         """Give each (task run, token) a lease of LEASE_MS from now; return those that are not held any more."""
 
     @abstractmethod
-    def hand_back(self, holder: str, counted: bool) -> Described[tuple[Ref, ...]]:
-        """Put what a holder executes back in its queue: running → queued; return the task runs.
+    def hand_back(self, holder: str, counted: bool) -> Described[Swept]:
+        """Put what a holder executes back in its queue: running → queued, or failed past its timeout.
 
         `holder`: `boot.process`; `boot.` for every process of a worker, `.` for every worker.
         `counted`: a loss each; after the store's `max_lost` losses a task run fails instead.
         """
 
     @abstractmethod
-    def unknown(self, ref: Ref, token: str, error: TaskError) -> Described[str]:
+    def unknown(self, ref: Ref, token: str, error: TaskError) -> Described[Swept]:
         """A worker does not know the task: counts as a loss, and waits UNKNOWN_MS.
 
         queued (or running with the live token) → retrying, or failed with `error` at the limit; anything
-        else stays. Returns the task run's status.
+        else stays.
         """
 
     @abstractmethod

@@ -244,12 +244,12 @@ class RedisStore(Store):
         args = [part for ref, token in held for part in (ref.run_id, ref.number, token)]
         return RedisCall("renew", [], args, lambda reply: tuple(held[index][0] for index in reply))
 
-    def hand_back(self, holder: str, counted: bool) -> RedisCall[tuple[Ref, ...]]:
-        return RedisCall("hand_back", [], [holder, int(counted)], _refs)
+    def hand_back(self, holder: str, counted: bool) -> RedisCall[Swept]:
+        return RedisCall("hand_back", [], [holder, int(counted)], _swept)
 
-    def unknown(self, ref: Ref, token: str, error: TaskError) -> RedisCall[str]:
+    def unknown(self, ref: Ref, token: str, error: TaskError) -> RedisCall[Swept]:
         body = msgspec.json.encode(error)
-        return self._on_run("unknown", ref.run_id, ref.number, token, body, read=_word)
+        return self._on_run("unknown", ref.run_id, ref.number, token, body, read=_swept)
 
     def cancel(self, run_id: str, token: str) -> RedisCall[None]:
         def read(reply: Any) -> None:
@@ -279,8 +279,8 @@ class RedisStore(Store):
 
     def sweep(self) -> RedisCall[Swept]:
         def read(reply: Any) -> Swept:
-            lost, timed_out, released, resent = map(_refs, reply[:4])
-            return Swept(lost, timed_out, released, resent, not reply[4])
+            released, resent = map(_refs, reply[3:5])
+            return msgspec.structs.replace(_swept(reply), released=released, resent=resent, idle=not reply[5])
 
         return RedisCall("sweep", [], [base.SWEEP_LIMIT, base.OUTAGE_MS, base.OUTAGE_GRACE_MS], read)
 
@@ -391,6 +391,10 @@ def _groups(flat: Sequence[Any], width: int) -> Iterable[tuple[Any, ...]]:
 def _refs(members: Iterable[bytes]) -> tuple[Ref, ...]:
     parts = (_text(member).rpartition(":") for member in members)
     return tuple(Ref(run_id=run_id, number=int(number)) for run_id, _, number in parts)
+
+
+def _swept(reply: Any) -> Swept:
+    return Swept(lost=_refs(reply[0]), failed=_refs(reply[1]), ended=tuple(map(_text, reply[2])), idle=False)
 
 
 def _there(run_id: str, reply: Any) -> Any:

@@ -82,6 +82,8 @@ class Moves:
         self.max_lost = max_lost
         self.wish: Next | None = None
         self.holder = ""
+        self.ended = False
+        """The run has failed in this call."""
         self.kept: int | None = None
         """What the wish was granted."""
 
@@ -152,37 +154,32 @@ class Moves:
                 return candidate
         return None
 
-    def take_back(self, number: int, *, counted: bool) -> None:
-        """running → queued, or failed after too many losses."""
-        task = self.task(number)
-        task.token, task.lease = "", None
-        task.losses += counted
-        if counted and task.losses >= self.max_lost:
-            message = f"its worker disappeared {task.losses} times"
-            self._complete(number, "f", _error("WorkerLost", message))
+    def take_back(self, number: int, *, counted: bool) -> bool:
+        """running → queued, or failed (return True): past its timeout, or after too many losses."""
+        task, timeout_s = self.task(number), self.node(number)[0].timeout_s
+        task.token, task.lease, error = "", None, b""
+        if timeout_s and task.started is not None and self.now >= task.started + int(timeout_s * 1000):
+            error = _error("Timeout", f"it took longer than its timeout of {timeout_s:g} s")
+        else:
+            task.losses += counted
+            if counted and task.losses >= self.max_lost:
+                error = _error("WorkerLost", f"its worker disappeared {task.losses} times")
+        if error:
+            self._complete(number, "f", error)
         else:
             self.queue(number)
+        return bool(error)
 
-    def lease_over(self, number: int) -> bool:
-        """A lease has ended: fail it past its timeout (return True), else take it back as lost."""
-        task, timeout_s = self.task(number), self.node(number)[0].timeout_s
-        if timeout_s and task.started is not None and self.now >= task.started + int(timeout_s * 1000):
-            task.token = ""
-            message = f"it took longer than its timeout of {timeout_s:g} s"
-            self._complete(number, "f", _error("Timeout", message))
-            return True
-        self.take_back(number, counted=True)
-        return False
-
-    def unknown(self, number: int, error: TaskError) -> None:
-        """queued or running → retrying, or failed with `error` after too many losses."""
+    def unknown(self, number: int, error: TaskError) -> bool:
+        """queued or running → retrying, or failed with `error` after too many losses (return True)."""
         task = self.task(number)
         task.losses += 1
         task.token = ""
-        if task.losses >= self.max_lost:
-            self._complete(number, "f", msgspec.json.encode(error))
-        else:
+        if task.losses < self.max_lost:
             self._delay(task, self.now + UNKNOWN_MS)
+            return False
+        self._complete(number, "f", msgspec.json.encode(error))
+        return True
 
     def cancel(self, token: str) -> None:
         """The run and all that is underway in it → canceled."""
@@ -316,6 +313,7 @@ class Moves:
     def _end(self) -> None:
         run = self.run
         run.s = "s" if run.succeeded == run.total else "f"
+        self.ended = run.s == "f"
         run.ended = self.now
         hook = self.plan.hook(run.s)
         run.hooks += run.s if hook else "-"

@@ -263,27 +263,36 @@ class TinyStore(base.Store):
         return tuple(gone)
 
     @_described
-    def hand_back(self, holder: str, counted: bool) -> tuple[Ref, ...]:
-        back: list[tuple[int, str, Ref]] = []
+    def hand_back(self, holder: str, counted: bool) -> Swept:
+        back = []
         for moves in self._busy():
-            for number, task in list(moves.run.tasks.items()):
-                every = (task.holder, task.holder.partition(".")[0] + ".", ".")
-                if task.s == "r" and holder in every:
+            for number, task in moves.run.tasks.items():
+                if task.s == "r" and holder in (task.holder, task.holder.partition(".")[0] + ".", "."):
                     back.append((task.lease or 0, f"{moves.run.id}:{number}", Ref(moves.run.id, int(number))))
-                    moves.take_back(int(number), counted=counted)
-                    self._save(moves)
-        return tuple(ref for _, _, ref in sorted(back))
+        return self._take_back([ref for _, _, ref in sorted(back)], counted=counted)
+
+    def _take_back(self, refs: Sequence[Ref], *, counted: bool) -> Swept:
+        lost: list[Ref] = []
+        failed: list[Ref] = []
+        ended: list[str] = []
+        for ref in refs:
+            moves = self._moves(ref.run_id)
+            assert moves is not None
+            (failed if moves.take_back(ref.number, counted=counted) else lost).append(ref)
+            self._save(moves)
+            ended += [ref.run_id] if moves.ended else []
+        return Swept(lost=tuple(lost), failed=tuple(failed), ended=tuple(ended), idle=False)
 
     @_described
-    def unknown(self, ref: Ref, token: str, error: TaskError) -> str:
+    def unknown(self, ref: Ref, token: str, error: TaskError) -> Swept:
         found = self._at(ref)
-        if found is None:
-            return ""
-        moves, task = found
-        if task.s == "q" or (task.s == "r" and task.token == token):
-            moves.unknown(ref.number, error)
-            self._save(moves)
-        return WORD[task.s]
+        if found is None or (found[1].s != "q" and not (found[1].s == "r" and found[1].token == token)):
+            return Swept(idle=False)
+        moves = found[0]
+        failed = moves.unknown(ref.number, error)
+        self._save(moves)
+        ended = (ref.run_id,) if moves.ended else ()
+        return Swept(lost=() if failed else (ref,), failed=(ref,) if failed else (), ended=ended, idle=False)
 
     @_described
     def cancel(self, run_id: str, token: str) -> None:
@@ -325,24 +334,23 @@ class TinyStore(base.Store):
             # In memory: one process sweeps here, and an idle service should not write each second.
             self._grace_until = self._now + base.OUTAGE_GRACE_MS
         self._swept_at = self._now
-        busy = {moves.run.id: moves for moves in self._busy()}
-        lost: list[Ref] = []
-        timed_out: list[Ref] = []
-        for ref in () if self._now < self._grace_until else self._due(busy, "r"):
-            (timed_out if busy[ref.run_id].lease_over(ref.number) else lost).append(ref)
-        released = self._due(busy, "y")
+        swept = Swept()
+        if self._now >= self._grace_until:
+            swept = self._take_back(self._due("r"), counted=True)
+        released = self._due("y")
         for ref in released:
-            busy[ref.run_id].queue(ref.number)
-        for run_id in dict.fromkeys(ref.run_id for ref in (*lost, *timed_out, *released)):
-            self._save(busy[run_id])
+            moves = self._moves(ref.run_id)
+            assert moves is not None
+            moves.queue(ref.number)
+            self._save(moves)
         idle = not any(row["busy"] for row in self._rows("runs").values())
-        return Swept(lost=tuple(lost), timed_out=tuple(timed_out), released=tuple(released), idle=idle)
+        return msgspec.structs.replace(swept, released=tuple(released), idle=idle)
 
-    def _due(self, busy: Mapping[str, rules.Moves], letter: str) -> Sequence[Ref]:
+    def _due(self, letter: str) -> Sequence[Ref]:
         """Return what has a lease (r) or a wait (y) that is over, the longest over first, as Redis has it."""
         found = [
-            (at, f"{run_id}:{number}", Ref(run_id, int(number)))
-            for run_id, moves in busy.items()
+            (at, f"{moves.run.id}:{number}", Ref(moves.run.id, int(number)))
+            for moves in self._busy()
             for number, task in moves.run.tasks.items()
             if task.s == letter and (at := (task.lease if letter == "r" else task.ended) or 0) <= self._now
         ]
@@ -364,7 +372,9 @@ class TinyStore(base.Store):
     def publish(self, worker: str, tasks: Mapping[str, TaskOptions]) -> tuple[str, ...]:
         old = [name for name, row in self._rows("workers").items() if row["at"] < self._now - 2 * LEASE_MS]
         self._remove("workers", old)
-        self._put("workers", worker, {"at": self._now})
+        if self._rows("workers").get(worker, {"at": 0})["at"] < self._now - LEASE_MS // 3:
+            # Rarely: each time, the whole file is written.
+            self._put("workers", worker, {"at": self._now})
         for name, options in tasks.items():
             row = msgspec.to_builtins(options)
             if self._rows("tasks").get(name) != row:

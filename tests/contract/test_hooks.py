@@ -38,9 +38,9 @@ def test_a_hook_is_retried_lost_and_taken_back_though_the_run_has_ended(store, c
     assert sweep_for(store, clock, 2)[1] == [hook]
     begin(store, run_id, 1)
     assert sweep_for(store, clock, 31)[0] == [hook]
-    assert store.do(store.unknown(hook, "", GONE)) == "retrying"
+    assert store.do(store.unknown(hook, "", GONE)).lost == (hook,)
     assert sweep_for(store, clock, UNKNOWN_MS // 1000)[1] == [hook]
-    assert store.do(store.unknown(hook, "", GONE)) == "failed", "its third loss"
+    assert store.do(store.unknown(hook, "", GONE)).failed == (hook,), "its third loss"
     run = get(store, run_id)
     assert (run.status, run.ended_at, run.progress, run.error) == (
         "failed",

@@ -55,7 +55,7 @@ class Scene:
     def lose(self) -> None:
         """Lose the number's task run twice without beginning it: two workers do not know it."""
         for _ in range(LOSSES):
-            assert self.store.do(self.store.unknown(self.ref(), "", GONE)) == "retrying"
+            assert self.store.do(self.store.unknown(self.ref(), "", GONE)).lost == (self.ref(),)
             self.clock.now += UNKNOWN_MS
             assert self.store.do(self.store.sweep()).released == (self.ref(),)
 
@@ -157,16 +157,18 @@ def finish_with_a_wrong_token(scene: Scene) -> bool:
 
 
 def hand_back(scene: Scene) -> bool:
-    return scene.ref() in scene.store.do(scene.store.hand_back(f"boot.{scene.number}", False))
+    back = scene.store.do(scene.store.hand_back(f"boot.{scene.number}", False))
+    return scene.ref() in (*back.lost, *back.failed)
 
 
 def lose(scene: Scene) -> bool:
-    return scene.ref() in scene.store.do(scene.store.hand_back(f"boot.{scene.number}", True))
+    back = scene.store.do(scene.store.hand_back(f"boot.{scene.number}", True))
+    return scene.ref() in (*back.lost, *back.failed)
 
 
 def unknown(scene: Scene) -> bool:
-    before = scene.run().tasks[scene.number].status
-    return before == "queued" and scene.store.do(scene.store.unknown(scene.ref(), "", GONE)) != before
+    swept = scene.store.do(scene.store.unknown(scene.ref(), "", GONE))
+    return scene.ref() in (*swept.lost, *swept.failed)
 
 
 def cancel(scene: Scene) -> bool:
@@ -184,7 +186,7 @@ def relaunch(scene: Scene) -> bool:
 
 def sweep_at_once(scene: Scene) -> bool:
     swept = scene.store.do(scene.store.sweep())
-    return bool(swept.lost or swept.timed_out or swept.released)
+    return bool(swept.lost or swept.failed or swept.released)
 
 
 def sweep_later(scene: Scene) -> bool:

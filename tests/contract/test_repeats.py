@@ -3,7 +3,7 @@
 import pytest
 
 from director.models import TaskError, TaskOptions
-from director.store.base import Dedupe, Filter, Next, Outcome, Ref, Relaunch
+from director.store.base import Dedupe, Filter, Next, Outcome, Ref, Relaunch, Swept
 from tests.contract.driving import BOOM, HOLDER, begin, fail, get, new, plan_of, queued
 
 PLAN = plan_of(["A", ("B", "C")], ahead=True, failure_hook="BAD")
@@ -29,8 +29,6 @@ CALLS = {
     "fail": ("running", finishing(error=BOOM)),
     "fail and keep the hook": ("running", finishing(WISH, error=BOOM)),
     "fail and try again": ("running", finishing(error=BOOM, retry_in_ms=5000)),
-    "unknown": ("queued", lambda store, ref: store.unknown(ref, "", GONE)),
-    "unknown, by its holder": ("running", lambda store, ref: store.unknown(ref, "token", GONE)),
     "cancel": ("running", lambda store, ref: store.cancel(ref.run_id, "stop")),
     "relaunch": ("failed", relaunching),
     "publish": ("queued", lambda store, ref: store.publish("boot", {"A": TaskOptions(queue="q")})),
@@ -93,9 +91,18 @@ def test_a_start_made_twice_gets_the_first_answer(store):
 def test_a_task_run_is_handed_back_once(store, counted):
     """The token is void after the first call, so that the second is refused; its caller does not care."""
     ref = brought_to(store, "running")
-    assert store.do(store.hand_back(HOLDER, counted)) == (ref,)
+    assert store.do(store.hand_back(HOLDER, counted)).lost == (ref,)
     after = everything(store, ref.run_id)
-    assert store.do(store.hand_back(HOLDER, counted)) == ()
+    assert store.do(store.hand_back(HOLDER, counted)) == Swept(idle=False)
+    assert everything(store, ref.run_id) == after
+
+
+@pytest.mark.parametrize(("state", "token"), [("queued", ""), ("running", "token")])
+def test_a_task_that_is_unknown_is_one_loss_however_often_that_is_said(store, state, token):
+    ref = brought_to(store, state)
+    assert store.do(store.unknown(ref, token, GONE)).lost == (ref,)
+    after = everything(store, ref.run_id)
+    assert store.do(store.unknown(ref, token, GONE)) == Swept(idle=False)
     assert everything(store, ref.run_id) == after
 
 

@@ -77,8 +77,9 @@ def test_three_losses_fail_the_task_run(store):
     run_id = start(store, [("A", "B"), "C"])
     for _ in range(3):
         begun = begin(store, run_id, 0)
-        assert store.do(store.hand_back(HOLDER, True)) == (begun.ref,)
-        assert store.do(store.hand_back(HOLDER, True)) == (), "the token is void"
+        swept = store.do(store.hand_back(HOLDER, True))
+        assert (*swept.lost, *swept.failed) == (begun.ref,)
+        assert store.do(store.hand_back(HOLDER, True)).lost == (), "the token is void"
     assert not finish(store, begun, "late").accepted
     succeed(store, run_id, 1)
     run = get(store, run_id)
@@ -90,9 +91,9 @@ def test_handing_back_at_a_shutdown_is_no_loss(store):
     run_id = start(store, ["A"])
     for _ in range(5):
         begun = begin(store, run_id, 0)
-        assert store.do(store.hand_back(HOLDER, False)) == (begun.ref,)
+        assert store.do(store.hand_back(HOLDER, False)).lost == (begun.ref,)
     begin(store, run_id, 0)
-    assert store.do(store.hand_back(HOLDER, True)), "the first loss"
+    assert store.do(store.hand_back(HOLDER, True)).lost, "the first loss"
     assert statuses(store, run_id) == {"A": "queued"}
 
 
@@ -100,13 +101,13 @@ def test_a_holder_s_task_runs_are_handed_back(store):
     run_id = start(store, [("A", "B", "C")])
     one, two = begin(store, run_id, 0, holder="boot.1"), begin(store, run_id, 1, holder="boot.2")
     other = begin(store, run_id, 2, holder="other.1")
-    assert store.do(store.hand_back("boot", False)) == ()
-    assert store.do(store.hand_back("boot.1", False)) == (one.ref,)
+    assert store.do(store.hand_back("boot", False)).lost == ()
+    assert store.do(store.hand_back("boot.1", False)).lost == (one.ref,)
     assert not live(store, one)
     assert live(store, two)
-    assert store.do(store.hand_back("boot.", False)) == (two.ref,)
+    assert store.do(store.hand_back("boot.", False)).lost == (two.ref,)
     assert live(store, other)
-    assert store.do(store.hand_back(".", False)) == (other.ref,)
+    assert store.do(store.hand_back(".", False)).lost == (other.ref,)
 
 
 def test_a_timeout_fails_the_task_run_and_refuses_its_result(store, clock):
@@ -120,9 +121,9 @@ def test_a_timeout_fails_the_task_run_and_refuses_its_result(store, clock):
     for _ in range(4):
         clock.pass_s(1)
         store.do(store.renew([(begun.ref, begun.token)]))
-        assert sweep(store).timed_out == ()
+        assert sweep(store).failed == ()
     clock.pass_s(1)
-    assert sweep(store).timed_out == (begun.ref,)
+    assert sweep(store).failed == (begun.ref,)
     assert not finish(store, begun, "late").accepted
     run = get(store, order.run_id)
     assert run.tasks[0].error == TaskError(type="Timeout", message="it took longer than its timeout of 5 s")
@@ -133,11 +134,12 @@ def test_an_unknown_task_fails_after_three_workers(store, clock):
     ref = Ref(run_id=run_id, number=0)
     error = TaskError(type="UnknownTask", message='no worker of queue "celery" knows "A"')
     for _ in range(2):
-        assert store.do(store.unknown(ref, "", error)) == "retrying"
-        assert store.do(store.unknown(ref, "", error)) == "retrying", "again: nothing more"
+        assert store.do(store.unknown(ref, "", error)).lost == (ref,)
+        assert store.do(store.unknown(ref, "", error)).lost == (), "again: nothing more"
         clock.pass_s(5)
         assert sweep(store).released == (ref,)
-    assert store.do(store.unknown(ref, "", error)) == "failed"
+    swept = store.do(store.unknown(ref, "", error))
+    assert (swept.failed, swept.ended) == ((ref,), (ref.run_id,))
     assert get(store, run_id).tasks[0].error == error
 
 

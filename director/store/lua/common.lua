@@ -194,6 +194,9 @@ local function release(run, children, wish)
   end
 end
 
+-- Runs that failed in this call.
+local ended = {}
+
 -- The last active task run has ended: so has the run, and its hook is queued.
 local function end_run(run, wish)
   local ok = run.succeeded == run.total
@@ -210,6 +213,7 @@ local function end_run(run, wish)
     redis.call('HSET', prefix .. 'stats', 'ok:' .. run.workflow, string.format('%.0f', now))
   else
     redis.call('ZADD', prefix .. 'runs.failed', run.created, run.id)
+    ended[#ended + 1] = run.id
   end
   if line then
     local number = run.nodes + run.launch - 1
@@ -260,16 +264,24 @@ local function delay(run, number, t, until_ms)
   redis.call('ZADD', prefix .. 'delayed', until_ms, ref(run, number))
 end
 
--- running → queued, or failed after too many losses
-local function take_back(run, number, t, node, counted)
+-- running → queued, or failed: past its timeout, or after too many losses
+local function take_back(run, number, t, node, counted, back, failed)
   redis.call('ZREM', prefix .. 'leases', ref(run, number))
   t.token = '-'
-  if counted then t.losses = t.losses + 1 end
-  if counted and t.losses >= max_lost then
-    complete(run, number, t, node, 'f',
-      '{"type":"WorkerLost","message":"its worker disappeared ' .. t.losses .. ' times"}')
+  local late = node.timeout > 0 and now >= t.started + node.timeout
+  if counted and not late then t.losses = t.losses + 1 end
+  local why
+  if late then
+    why = string.format('{"type":"Timeout","message":"it took longer than its timeout of %g s"}', node.timeout / 1000)
+  elseif counted and t.losses >= max_lost then
+    why = '{"type":"WorkerLost","message":"its worker disappeared ' .. t.losses .. ' times"}'
+  end
+  if why then
+    complete(run, number, t, node, 'f', why)
+    failed[#failed + 1] = ref(run, number)
   else
     queue(run, number, t, node)
+    back[#back + 1] = ref(run, number)
   end
 end
 

@@ -3,12 +3,13 @@
 -- ARGV[5] task runs to change at most, of each kind
 -- ARGV[6] ms without a sweep after which the store is taken to have been away  [7] ms that leases then get
 --
--- Reply: {lost, timed out, released, resent, busy}; lists of RUN:NUMBER, and 1 when anything is still underway.
+-- Reply: {lost, failed, ended, released, resent, busy}; lists of RUN:NUMBER (ended: of runs that failed), and 1
+-- when anything is still underway.
 
 local LONGEST_WAIT_MS = 600000
 local limit, outage_ms, grace_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local leases, delayed = prefix .. 'leases', prefix .. 'delayed'
-local lost, timed_out, released, resent = {}, {}, {}, {}
+local lost, failed, released, resent = {}, {}, {}, {}
 
 local function due(key, most)
   return redis.call('ZRANGEBYSCORE', key, '-inf', string.format('%.0f', most), 'LIMIT', 0, limit)
@@ -34,16 +35,7 @@ if now >= grace then
     if not t or t.s ~= 'r' then
       redis.call('ZREM', leases, member)
     else
-      local node = get_node(run, number)
-      if node.timeout > 0 and now >= t.started + node.timeout then
-        t.token = '-'
-        complete(run, number, t, node, 'f', string.format(
-          '{"type":"Timeout","message":"it took longer than its timeout of %g s"}', node.timeout / 1000))
-        timed_out[#timed_out + 1] = member
-      else
-        take_back(run, number, t, node, true)
-        lost[#lost + 1] = member
-      end
+      take_back(run, number, t, get_node(run, number), true, lost, failed)
       save(run)
     end
   end
@@ -92,4 +84,4 @@ for _, list in ipairs(redis.call('SMEMBERS', prefix .. 'queues')) do
     end
   end
 end
-return { lost, timed_out, released, resent, busy > 0 and 1 or 0 }
+return { lost, failed, ended, released, resent, busy > 0 and 1 or 0 }
