@@ -88,6 +88,34 @@ def again(self, previous):
         raise KeyError("not yet")
     return self.request.retries
 
+@task(name="STUBBORN")
+def stubborn(previous):
+    note("STUBBORN")
+    try:
+        time.sleep(60)
+    except BaseException:
+        return "caught"
+
+class Mute(Exception):
+    def __str__(self):
+        raise ZeroDivisionError
+
+@task(name="MUTE")
+def mute(previous):
+    raise Mute
+
+@task(name="SURROGATE")
+def surrogate(previous):
+    raise ValueError("bad\\udcffname")
+
+@task(name="INTERRUPT")
+def interrupt(previous):
+    raise KeyboardInterrupt
+
+@task(name="HEAVY", queue="heavy")
+def heavy(previous):
+    return "heavy"
+
 @task(name="ALERT")
 def alert(previous, run=None):
     note(f"ALERT {run['failed'][0]['task'] if run else 'no run'}")
@@ -153,8 +181,8 @@ def ready(store: Store, count: int = 1) -> None:
 
 def element(spec: Any) -> Call | Group | Chain:
     """Return a workflow's element: a text is a task, a list a chain, a set-like tuple a group."""
-    if isinstance(spec, str):
-        return Call(name=spec)
+    if isinstance(spec, str | Call):
+        return Call(name=spec) if isinstance(spec, str) else spec
     members = tuple(element(member) for member in spec)
     return Chain(name="c", members=members) if isinstance(spec, list) else Group(name="g", members=members)
 

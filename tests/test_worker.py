@@ -8,7 +8,11 @@ import pytest
 import redis
 from celery import Celery
 
+from director.definitions import load
+from director.models import Call, RunError
+from director.registry import discover
 from director.store.redis import RedisStore
+from director.worker import register
 from tests.contract.driving import relaunch
 from tests.processes import (
     calls,
@@ -221,3 +225,114 @@ def test_a_queue_named_later_is_consumed_too(home, store, redis_url):
         ready(store)
         run_id = start(store, workflow(["ONE"], queue="later"))
         assert ended(store, run_id, 20).tasks[0].queue == "later"
+
+
+def test_queues_that_the_files_name_are_consumed_from_the_start(home, store, redis_url):
+    (home / "workflows" / "w.yml").write_text(
+        "w.A: {tasks: [{ONE: {queue: other}}], hooks: {success: ALERT}, queue: {customs: {ALERT: hooks}}}\n"
+        "w.B: {tasks: [HEAVY], queue: {default: slow}}\nw.C: {tasks: [HEAVY]}\n"
+    )
+    with worker(home, redis_url, DIRECTOR_LOG_LEVEL="INFO"):
+        ready(store)
+        for definition in load(home).workflows.values():
+            run = ended(store, start(store, definition), 10)
+            assert run.status == "succeeded"
+        until(lambda: any("ALERT" in line for line in calls(home)), what="the hook")
+    assert "worker.queue_added" not in (home / "worker.log").read_text()
+
+
+def test_a_timeout_ends_as_one_and_nothing_late_counts(home, store, redis_url):
+    """Given a task that swallows the signal that ends its process, then its result is refused all the same."""
+    with worker(home, redis_url):
+        ready(store)
+        limited = Call(name="STUBBORN", timeout=1.0, retries=2)
+        run = ended(store, start(store, workflow([limited, "ONE"])), 15)
+        assert run.error == RunError("STUBBORN", "Timeout", "it took longer than its timeout of 1 s")
+        # The process that still executes it is ended soon after, and others take its place.
+        assert results(ended(store, start(store, workflow([("ONE", "ONE"), "SUM"])), 15))["SUM"] == 2
+        time.sleep(6)
+        assert store.do(store.get(run.id))[0] == run
+    assert calls(home).count("STUBBORN") == 1
+
+
+def test_a_child_that_is_told_to_end_is_a_loss_and_no_failure(home, store, redis_url):
+    with worker(home, redis_url):
+        ready(store)
+        run_id = start(store, workflow(["SLEEP_ONCE"]), {"seconds": 60})
+        line = until(lambda: calls(home))[0]
+        os.kill(int(line.split()[1]), signal.SIGTERM)
+        run = ended(store, run_id, 8)
+    assert (run.status, run.tasks[0].attempts) == ("succeeded", 2)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "words"),
+    [
+        ("MUTE", "Mute", "its text cannot be had: ZeroDivisionError"),
+        ("SURROGATE", "ValueError", "bad\\udcffname"),
+        ("INTERRUPT", "KeyboardInterrupt", ""),
+        ("EXIT", "SystemExit", "3"),
+    ],
+)
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_whatever_a_task_raises_fails_it_at_once(home, store, redis_url, pool, task, kind, words):
+    with worker(home, redis_url, DIRECTOR_POOL=pool):
+        ready(store)
+        run = ended(store, start(store, workflow([task])), 10)
+    assert (run.error.type, run.tasks[0].attempts) == (kind, 1)
+    assert words in run.error.message
+    assert "director/" not in run.tasks[0].error.traceback, "the frames are the task's own"
+
+
+BROKEN = """
+from director import task
+
+@task(name="WRONG_QUEUE", queue=5)
+def wrong_queue(): pass
+
+@task(name="WRONG_RATE", rate_limit="bogus")
+def wrong_rate(): pass
+
+@task(name="WRONG_RETRY", autoretry_for=ValueError)
+def wrong_retry(): pass
+
+@task(name="TWICE")
+def twice(): pass
+
+@task(name="TWICE")
+def again(): pass
+"""
+IMPOSSIBLE = (
+    "from director import task\n\n@task(name='GONE')\ndef gone(): return 1\n\n@task('NAME')\ndef f(): pass\n"
+)
+
+
+def test_a_broken_task_is_named_and_keeps_nobody_from_working(home, store, redis_url):
+    (home / "tasks" / "broken.py").write_text(BROKEN)
+    (home / "tasks" / "impossible.py").write_text(IMPOSSIBLE)
+    (home / "tasks" / "my-dash.py").write_text("")
+    found = [str(problem) for problem in register(discover(home)).problems]
+    assert found == [
+        'tasks/broken.py:4:1: task "WRONG_QUEUE" has a wrong queue: expected `str | null`, got `int`',
+        'tasks/broken.py:7:1: task "WRONG_RATE" cannot be a Celery task: ValueError: could not convert string to float: '
+        "'bogus'",
+        "tasks/broken.py:10:1: task \"WRONG_RETRY\" cannot be a Celery task: TypeError: 'type' object is not iterable",
+        'tasks/broken.py:16:1: task "TWICE" is also at tasks/broken.py:13; rename one of them',
+        "tasks/impossible.py:6:1: cannot be imported: TypeError: write @task(name='NAME') "
+        "(tasks/impossible.py:6 @task('NAME'))",
+        "tasks/my-dash.py:1:1: cannot be imported: the names of modules have letters, digits and _ only",
+    ]
+    with worker(home, redis_url):
+        ready(store)
+        run = ended(store, start(store, workflow(["ONE", "GONE"])), 10)
+        assert run.status == "succeeded", "a task above the slip is there"
+        assert "WRONG_QUEUE" not in store.do(store.task_options())
+
+
+def test_yaml_grants_retries_with_a_pause(home, store, redis_url):
+    with worker(home, redis_url):
+        ready(store)
+        definition = workflow([Call(name="FRAGILE", retries=2, backoff=0.2)])
+        run = ended(store, start(store, definition, {"flag": str(home / "none")}), 15, sweep=True)
+    assert (run.status, run.tasks[0].attempts) == ("failed", 3)
+    assert calls(home) == ["FRAGILE"] * 3
