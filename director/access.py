@@ -9,7 +9,10 @@ from urllib.parse import urlsplit
 
 from director.models import Struct
 
-FORWARDING = ("forwarded", "x-real-ip", "via", "cf-connecting-ip", "true-client-ip", "fly-client-ip")
+FORWARDING = (
+    *("forwarded", "forwarded-for", "via", "x-forwarded", "x-real-ip", "x-client-ip", "x-cluster-client-ip"),
+    *("cf-connecting-ip", "true-client-ip", "fly-client-ip"),
+)
 WAY_IN = "Set DIRECTOR_TOKEN and send it as `Authorization: Bearer …`."
 
 
@@ -29,12 +32,11 @@ def authorize(token: str | None, *, peer: str | None, headers: Mapping[str, str]
     Args:
         token: DIRECTOR_TOKEN.
         peer: the address that the connection comes from; None for a unix socket.
-        headers: by lower-case name, repeats joined by a comma.
+        headers: by lower-case name, repeats joined by a comma; each character is one byte, as in latin-1.
     """
     if token:
         kind, _, given = headers.get("authorization", "").partition(" ")
-        right = token.encode()
-        if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("utf-8", "surrogatepass"), right):
+        if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode()):
             return None
         detail = "The token is not right." if "authorization" in headers else "A token is needed."
         return Denial(401, f"{detail} Send DIRECTOR_TOKEN as `Authorization: Bearer …`.")

@@ -14,6 +14,7 @@ from director import log, messages
 from director.errors import DirectorError
 from director.models import Plan
 from director.parent import Parent
+from director.registry import Discovery
 from director.settings import Settings
 from director.store.base import Outbox, Ref, Store
 from director.worker import build_app
@@ -33,6 +34,8 @@ class EmbeddedWorker:
         self.settings, self.store = settings, store
         self.failed: BaseException | None = None
         self.ready = threading.Event()
+        self.discovery: Discovery | None = None
+        """What is in `tasks/`, once it has been imported."""
         self._publisher: Publisher | None = None
         self._app: Celery | None = None
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
@@ -61,6 +64,7 @@ class EmbeddedWorker:
         try:
             state.should_stop = None
             app = self._app = build_app(self.settings, self.store)
+            self.discovery = app.director.discovery
             app.set_current()
             # No other process executes here: whatever holds a lease died with the last service.
             app.director.hand_back(".", counted=True)

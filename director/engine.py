@@ -17,7 +17,7 @@ import msgspec
 import uuid_utils
 
 from director import definitions, log, plan, states
-from director.errors import Conflict, DefinitionError, NotFound, TooLarge
+from director.errors import Conflict, DefinitionError, InvalidPayload, NotFound, TooLarge
 from director.models import FullRun, Plan, Struct, TaskOptions, Workflow
 from director.settings import MAX_PAYLOAD_BYTES
 from director.store.base import Dedupe, NewRun, Relaunch, Swept
@@ -217,7 +217,12 @@ def _enabled(workflow: Workflow) -> Workflow:
 
 
 def _checked(workflow: Workflow, payload: Mapping[str, Any]) -> bytes:
-    body = msgspec.json.encode(definitions.check_payload(workflow, dict(payload)))
+    checked = definitions.check_payload(workflow, dict(payload))
+    try:
+        body = msgspec.json.encode(checked)
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        # A trigger's expression can make what no body holds.
+        raise InvalidPayload(f"The payload of {workflow.name} cannot be written as JSON: {exc}.") from exc
     if len(body) > MAX_PAYLOAD_BYTES:
         raise TooLarge(f"The payload has {len(body)} bytes; the limit is {MAX_PAYLOAD_BYTES}.")
     return body

@@ -7,7 +7,7 @@
     ├── Conflict               the run's state does not allow it; nothing was changed 409
     ├── InvalidPayload         schema or shape refuses the payload; carries paths     422
     ├── TooLarge               payload, result or arguments over the limit            413
-    └── StoreUnavailable       the store did not answer; the call may be repeated     503
+    └── StoreUnavailable       the store did not answer                              503
 
 Messages say what happened, where and what to do. Arguments are positional, so that
 Celery can rebuild an error from its `args`.
@@ -73,4 +73,4 @@ class TooLarge(DirectorError):
 
 
 class StoreUnavailable(DirectorError):
-    """The store did not answer. Every call is safe to repeat."""
+    """The store did not answer; what was asked may have been recorded all the same."""

@@ -11,9 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from director import access, log
@@ -28,8 +27,6 @@ BACKOFF_S = (1.0, 30.0)
 STEADY_S = 60.0
 """A worker that lived so long starts over with the first pause."""
 KILL_AFTER_S = 5.0
-THREADS_START_S = 60.0
-"""Within it, threads that the process needs have started, or have died before anybody saw them."""
 Role = Literal["service", "web", "command"]
 
 logger = log.get("director.supervisor")
@@ -90,12 +87,13 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
         if settings.embedded:
             stack.callback(_lock(settings, "service" if worker else "web").release)
         from director.web.app import create_app
+        from director.web.server import Server
 
         app = create_app(settings, worker=worker, scheduler=scheduler)
         _introduce(settings, app.state.service, listener)
         needed = {"scheduler"} if scheduler else set()
         needed |= {"worker"} if worker else set()
-        server = _Server(app, needed if settings.embedded else set())
+        server = Server(app, frozenset(needed if settings.embedded else ()))
         app.state.service.on_death = lambda _: server.stop(1)
         if scheduler and not settings.embedded:
             from director.scheduler import Loop
@@ -107,7 +105,7 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
         if worker and not settings.embedded:
             child = WorkerChild()
             child.start()
-            server.on_impatience = child.kill
+            server.on_stop, server.on_impatience = child.terminate, child.kill
             # Stopped before the loop: while it ends, the loop may still hand on what it releases.
             stack.callback(child.stop, settings.grace_s)
         status = server.run(listener)
@@ -119,16 +117,19 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
 
 
 def scheduler(settings: Settings) -> int:
-    """Run the scheduler's loop alone until SIGTERM or SIGINT."""
+    """Run the scheduler's loop alone until SIGTERM or SIGINT; return the exit status."""
     from director.scheduler import Loop
     from director.store import open_store
 
-    loop = Loop(settings, open_store(settings))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: loop.stop())
+    # Blocked before a thread starts, so that none takes them; a handler could come while a lock is held.
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    loop = Loop(settings, open_store(settings), on_death=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    loop.start()
     logger.info("scheduler.started", store=settings.store_name)
-    loop.run_forever()
-    return 0
+    signal.sigwait(ends)
+    loop.stop()
+    return 1 if loop.failed else 0
 
 
 def _lock(settings: Settings, role: Role) -> ServiceLock:
@@ -190,76 +191,29 @@ def _answers(url: str | None) -> bool:
     return True
 
 
-class _Server:
-    """uvicorn, with signals and an exit status of our own.
-
-    Args:
-        app: the ASGI application.
-        needed: names of threads that the application starts; when one of them ends, so does the process, with
-            status 1.
-    """
-
-    def __init__(self, app: Any, needed: set[str]) -> None:
-        import uvicorn
-
-        options = {"access_log": False, "log_config": None, "server_header": False, "proxy_headers": False}
-        self._server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=5, **options))  # type: ignore[arg-type]
-        # uvicorn's own handlers would raise the signal anew once it has stopped, and leave the worker behind.
-        self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-        self._tick, self._server.on_tick = self._server.on_tick, self._on_tick  # type: ignore[method-assign]
-        self._needed = needed
-        self._seen: set[str] = set()
-        self._started = time.monotonic()
-        self._status = 0
-        self.on_impatience: Callable[[], None] = lambda: None
-        """Called at a second signal, before the process ends at once."""
-
-    def run(self, listener: socket.socket) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        self._server.run(sockets=[listener])
-        return self._status
-
-    def stop(self, status: int) -> None:
-        """End the process with a status, from any thread."""
-        self._status = status
-        self._server.should_exit = True
-
-    def _on_signal(self, number: int, _: object) -> None:
-        if self._server.should_exit:
-            self.on_impatience()
-            log.exit_at_once(128 + number)
-        self._server.should_exit = True
-
-    async def _on_tick(self, counter: int) -> bool:
-        alive = {thread.name for thread in threading.enumerate()} if self._needed else set()
-        self._seen |= alive
-        late = time.monotonic() - self._started > THREADS_START_S
-        for name in self._needed - alive:
-            if name in self._seen or late:
-                logger.error("service.thread_died", thread=name)
-                self.stop(1)
-        return await self._tick(counter)
-
-
 class WorkerChild:
     """A `director worker` process: restarted with backoff when it dies, stopped with its parent."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._stopping = threading.Event()
+        self._stopping = False
 
     def start(self) -> None:
         """Start the process and the thread that watches it."""
         process = self._spawn()
         threading.Thread(target=self._watch, args=(process,), name="worker-child", daemon=True).start()
 
+    def terminate(self) -> None:
+        """Let the process end its work, and start it no more. Fit for a signal handler."""
+        self._stopping = True
+        if self._process is not None:
+            self._process.terminate()
+
     def stop(self, grace_s: float) -> None:
         """SIGTERM; SIGKILL when it is still there after its grace."""
-        self._stopping.set()
-        if self._process is None or self._process.poll() is not None:
+        self.terminate()
+        if self._process is None:
             return
-        self._process.terminate()
         try:
             self._process.wait(grace_s + KILL_AFTER_S)
         except subprocess.TimeoutExpired:
@@ -267,7 +221,7 @@ class WorkerChild:
 
     def kill(self) -> None:
         """SIGKILL the process and all that it has started, and start it no more."""
-        self._stopping.set()
+        self._stopping = True
         if self._process is not None:
             # Pool children outlive a killed parent.
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -280,6 +234,8 @@ class WorkerChild:
             start_new_session=True,
             env={**os.environ, "DIRECTOR_PARENT": str(os.getpid())},
         )
+        if self._stopping:
+            self._process.terminate()
         return self._process
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
@@ -287,15 +243,18 @@ class WorkerChild:
         while True:
             started = time.monotonic()
             status = process.wait()
-            if self._stopping.is_set():
+            if self._stopping:
                 return
             if time.monotonic() - started > STEADY_S:
                 pause_s = BACKOFF_S[0]
             logger.error("worker.exited", status=status, restart_in_s=pause_s)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-            if self._stopping.wait(pause_s):
-                return
+            again = time.monotonic() + pause_s
+            while time.monotonic() < again:
+                if self._stopping:
+                    return
+                time.sleep(0.1)
             pause_s = min(pause_s * 2, longest_s)
             process = self._spawn()
 

@@ -145,7 +145,7 @@ def test_a_full_disk_at_any_step_is_said_and_asking_again_is_safe(
 
     with monkeypatch.context() as patch:
         patch.setattr(home, what, full)
-        with pytest.raises(StoreUnavailable, match=r"No space left on device.*asking again is safe.*free space"):
+        with pytest.raises(StoreUnavailable, match=r"No space left on device.*all the same.*free space"):
             finish(store, begun, LARGE)
     for reader in (store, TinyStore(tmp_path, clock=clock)):
         if written:

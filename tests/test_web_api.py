@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 import time
@@ -11,11 +12,15 @@ from urllib.parse import quote
 import httpx
 import msgspec
 import pytest
+import redis
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from director.definitions import load
+from director.store.base import Dedupe
+from director.store.redis import RedisStore
+from director.store.tiny import TinyCall
 from tests.web_fixtures import WORKFLOWS, problem, serving, settings_for, signature
 
 RUN = {
@@ -115,6 +120,38 @@ def test_an_idempotency_key_starts_once(web):
     assert (first.status_code, again.status_code) == (202, 200)
     assert again.json() == first.json()
     assert first.json()["id"] in problem(other, 422)["detail"]
+
+
+def test_a_key_outlives_its_run(web):
+    """Given a key whose run is not kept any more, then its id is still the answer, and nothing starts."""
+    headers = {"idempotency-key": str(uuid.uuid4())}
+    run_id = start(web, headers=headers)
+    web.finish(run_id)
+    forget(web.store, run_id)
+    for query in ("", "?wait=5"):
+        again = web.client.post(f"/workflows/plain/runs{query}", json={}, headers=headers)
+        assert again.status_code == 200
+        assert (again.json()["id"], again.json()["status"]) == (run_id, None)
+
+
+def forget(store, run_id):
+    """Remove a run as retention does."""
+    if isinstance(store, RedisStore):
+        with redis.Redis.from_url(store.url) as client:
+            assert client.delete(store._key("run:", run_id), store._key("data:", run_id))
+    else:
+        store.do(TinyCall(lambda: store._remove("runs", [run_id])))
+
+
+def test_a_key_cannot_be_a_delivery(web):
+    """Given a source named api, then its deliveries and the callers' keys are apart."""
+    key = "d-1"
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    dedupe = Dedupe(key=f"api:{name}", ttl_s=60)
+    workflow = web.service.definitions.workflow("plain")
+    new = web.service.engine.start(workflow, {}, trigger={"kind": "webhook"}, dedupe=dedupe)
+    other = web.store.do(web.store.start(new)).run_id
+    assert start(web, headers={"idempotency-key": key}) != other
 
 
 def _json(headers):
@@ -241,9 +278,13 @@ def test_relaunch_with_a_payload_is_a_new_run(web):
     assert (new["relaunch_of"], new["payload"]) == (run_id, {"b": 2})
 
 
-@pytest.mark.parametrize("order", [{"form": "start"}, {"from": 3}, {"payload": []}, []])
-def test_relaunch_orders_that_make_no_sense(web, order):
-    problem(web.client.post(f"/runs/{start(web)}/relaunch", json=order), 422)
+@pytest.mark.parametrize(
+    ("order", "path"),
+    [({"form": "start"}, "$.form"), ({"from": 3}, "$.from"), ({"payload": []}, "$.payload"), ([], "$")],
+)
+def test_relaunch_orders_that_make_no_sense(web, order, path):
+    refused = problem(web.client.post(f"/runs/{start(web)}/relaunch", json=order), 422)
+    assert [entry.partition(":")[0] for entry in refused["paths"]] == [path]
 
 
 # At a glance
@@ -299,6 +340,12 @@ def test_health(web):
     assert web.client.get("/health/ready").json() == {"status": "ready"}
 
 
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/status", "/status/plain"])
+def test_monitors_may_ask_with_head(web, path):
+    answer = web.client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 # Access
 
 
@@ -311,19 +358,35 @@ def test_a_token_guards_all_but_hooks_and_health(tmp_path):
             assert web.client.get(path, headers={"authorization": "Bearer right"}).status_code == 200
             problem(web.client.get(path, headers={"authorization": "Bearer wrong"}), 401)
             problem(web.client.get(path, headers={"authorization": "Bearer é".encode("latin-1")}), 401)
+            problem(web.client.get(path, headers={"authorization": "Basic right"}), 401)
         assert web.client.get("/health/ready").status_code == 200
         assert web.hook({}).status_code == 202
 
 
 def test_public_status_needs_no_token(tmp_path):
     with serving(settings_for(tmp_path, DIRECTOR_TOKEN="right", DIRECTOR_PUBLIC_STATUS="1")) as web:
-        assert web.client.get("/status").status_code == 200
+        public = web.client.get("/status").json()["problems"]
+        known = web.client.get("/status", headers={"authorization": "Bearer right"}).json()["problems"]
+        assert len(known) > 1
+        assert public == [f"{len(known)} problems; the token shows them."]
+        assert web.client.get("/status/plain").status_code == 200
         problem(web.client.get("/runs"), 401)
 
 
+def test_a_token_is_compared_byte_by_byte(tmp_path):
+    with serving(settings_for(tmp_path, DIRECTOR_TOKEN="clé")) as web:
+        for given, status in (("clé".encode(), 200), ("clé".encode("latin-1"), 401), (b"cl", 401), (b"x", 401)):
+            answer = web.client.get("/runs", headers={"authorization": b"bearer " + given})
+            assert answer.status_code == status
+
+
 def test_without_a_token_only_this_machine_may_call(web):
-    for headers in ({"host": "example.com"}, {"x-forwarded-for": "1.2.3.4"}):
+    proxies = ("x-forwarded-for", "x-forwarded", "forwarded", "x-client-ip", "via", "x-real-ip")
+    for headers in ({"host": "example.com"}, *({name: "1.2.3.4"} for name in proxies)):
         problem(web.client.get("/runs", headers=headers), 401)
+    # nginx as it comes speaks HTTP/1.0 and says nothing of itself.
+    assert web.raw(b"GET /runs HTTP/1.0\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 401")
+    assert web.raw(b"GET /runs HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 200")
     problem(web.client.get("/runs", headers={"origin": "https://evil.example"}), 403)
     problem(web.client.post("/workflows/plain/runs", content=b"a=1"), 415)
 

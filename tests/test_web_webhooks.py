@@ -203,6 +203,18 @@ def test_what_is_no_form(web, form):
     problem(web.hook(form, content_type="application/x-www-form-urlencoded; charset=utf-8"), 400)
 
 
+def test_json_sent_as_a_form_is_named(web):
+    """Given curl -d without a Content-Type, which says form, then the answer says what to send."""
+    answer = web.hook(PUSH, content_type="application/x-www-form-urlencoded")
+    assert "Content-Type: application/json" in problem(answer, 400)["detail"]
+
+
+def test_a_payload_that_is_no_json_is_refused(web):
+    """Given a trigger whose expression makes what JSON has no word for, then that workflow is refused."""
+    answer = web.hook({}, x_github_event="reference")
+    assert "cannot be written as JSON" in problem(answer, 422)["refused"][0]["reason"]
+
+
 def test_encoded_bodies_are_refused(web):
     problem(web.hook(b"\x1f\x8b", content_encoding="gzip"), 415)
 
@@ -256,6 +268,8 @@ def test_nothing_secret_is_logged(web, capfd):
     time.sleep(0.2)
     log.flush()
     lines = capfd.readouterr().err
+    assert "webhook.rejected" in lines
+    assert "webhook.accepted" in lines
     assert not re.search("hunter2|abababab|Secret to Everybody", lines)
 
 
@@ -268,7 +282,7 @@ def test_a_store_that_is_away_is_503(tmp_path):
         answer = web.hook(PUSH)
         problem(answer, 503)
         assert answer.headers["retry-after"] == "1"
-        problem(web.client.get("/health/ready"), 503)
+        assert "127.0.0.1" not in problem(web.client.get("/health/ready"), 503)["detail"], "anybody may read it"
         assert web.client.get("/health/live").status_code == 200
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import socket
@@ -14,13 +13,12 @@ from typing import Any
 
 import httpx
 import msgspec
-import uvicorn
 
 from director.settings import Settings
 from director.store.base import Outcome, Ref, Store
 from director.web.app import create_app
+from director.web.server import Server
 from director.web.service import Service
-from tests.conftest import free_port
 from tests.processes import until
 
 SECRET = "It's a Secret to Everybody"
@@ -55,6 +53,9 @@ off:
   tasks: [ONE]
   enabled: false
   triggers: [{source: github, event: never}]
+unwritable:
+  tasks: [ONE]
+  triggers: [{source: github, event: reference, payload: {all: "[&x]"}}]
 broken:
   tasks: []
 sources:
@@ -134,20 +135,17 @@ def settings_for(home: Path, redis_url: str | None = None, **environ: str) -> Se
 def serving(settings: Settings) -> Iterator[Web]:
     """Serve until the block ends; neither worker nor scheduler."""
     app = create_app(settings, worker=False, scheduler=False)
-    port = free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False, lifespan="on")
-    )
-    # Signals belong to the main thread, where the tests run.
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = Server(app)
+    thread = threading.Thread(target=server.run, args=(listener,), daemon=True)
     thread.start()
-    until(lambda: server.started, what="the web server")
-    web = Web(port, app.state.service)
+    until(lambda: server.is_started, what="the web server")
+    web = Web(listener.getsockname()[1], app.state.service)
     try:
         yield web
     finally:
         web.client.close()
-        server.should_exit = True
+        server.stop(0)
         thread.join(10)
         assert not thread.is_alive(), "the web server did not stop"
 

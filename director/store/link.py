@@ -54,7 +54,7 @@ class Link(asyncio.Protocol):
         future: asyncio.Future[Any] = loop.create_future()
         self._ask(_Waiting(hiredis.pack_command(self._store.command(call)), call, future, loop.time()))
         if self._watch is None:
-            self._watch = loop.call_later(self._store.timeout_s / 3, self._look)
+            self._watch = loop.call_later(self._store.timeout_s, self._look)
         return future
 
     def close(self) -> None:
@@ -62,8 +62,6 @@ class Link(asyncio.Protocol):
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
-        if self._transport is not None:
-            self._transport.abort()
         self._fail("the service is stopping")
 
     def _ask(self, item: _Waiting) -> None:
@@ -81,7 +79,6 @@ class Link(asyncio.Protocol):
         self._out.clear()
 
     async def _connect(self) -> None:
-        """Connect, say who we are, and send whatever waits."""
         parts = urlsplit(self._store.url)
         try:
             async with asyncio.timeout(self._store.timeout_s):
@@ -91,9 +88,15 @@ class Link(asyncio.Protocol):
                     host, port = parts.hostname or "localhost", parts.port or 6379
                     await self._loop.create_connection(lambda: self, host, port)
         except (OSError, TimeoutError) as exc:
+            self._fail(str(exc) or type(exc).__name__)
+        finally:
             self._connecting = None
-            return self._fail(str(exc) or type(exc).__name__)
-        self._connecting = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say who we are, then send whatever waits."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        self._reader = hiredis.Reader()
+        parts = urlsplit(self._store.url)
         hello: list[tuple[Any, ...]] = []
         if parts.password:
             name = (unquote(parts.username),) if parts.username else ()
@@ -104,10 +107,6 @@ class Link(asyncio.Protocol):
         self._waiting.extendleft(_Waiting(hiredis.pack_command(words)) for words in reversed(hello))
         self._out = [item.command for item in self._waiting]
         self._flush()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
-        self._reader = hiredis.Reader()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ask again on a new connection what had no reply, once each."""
@@ -124,14 +123,16 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand each reply to who waits for it."""
         self._reader.feed(data)
-        while self._waiting and (reply := self._reader.gets()) is not False:
-            self._answer(self._waiting.popleft(), reply)
+        try:
+            while self._waiting and (reply := self._reader.gets()) is not False:
+                self._answer(self._waiting.popleft(), reply)
+        except hiredis.ProtocolError as exc:
+            self._fail(str(exc))  # whatever listens there, it is not Redis
 
     def _answer(self, item: _Waiting, reply: Any) -> None:
         if item.call is None or item.future is None:
-            if isinstance(reply, hiredis.ReplyError) and self._transport is not None:
-                self._transport.abort()  # AUTH or SELECT was refused
-                self._fail(str(reply))
+            if isinstance(reply, hiredis.ReplyError):
+                self._fail(str(reply))  # AUTH or SELECT was refused
         elif item.preludes < PRELUDES and (more := self._store.prelude(item.call, reply)):
             item.preludes += 1
             for words in more:
@@ -149,17 +150,17 @@ class Link(asyncio.Protocol):
         oldest = min((item.since for item in self._waiting if item.call is not None), default=None)
         if oldest is None:
             return
-        if self._loop.time() - oldest > self._store.timeout_s:
-            if self._transport is not None:
-                self._transport.abort()
+        if self._loop.time() >= oldest + self._store.timeout_s:
             self._fail(f"nothing within {self._store.timeout_s:g} s")
         else:
-            self._watch = self._loop.call_later(self._store.timeout_s / 3, self._look)
+            self._watch = self._loop.call_at(oldest + self._store.timeout_s, self._look)
 
     def _fail(self, reason: str) -> None:
+        """Drop the connection and answer all who wait."""
         waiting, self._waiting = self._waiting, deque()
+        if self._transport is not None:
+            self._transport.abort()
         self._transport = None
-        error = self._store.unavailable(reason)
         for item in waiting:
             if item.future is not None and not item.future.done():
-                item.future.set_result(error)
+                item.future.set_result(self._store.unavailable(reason))

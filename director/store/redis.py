@@ -30,6 +30,7 @@ T = TypeVar("T")
 NEEDS_PLAN = -1
 PRELUDES = 2
 """How often a call is made again because Redis lacked its script or its plan."""
+KNOWN_PLANS = 1000
 LIST_HEADER = "wslcbenofxp"
 """The fields that `list` reads of each run, in the order of the script."""
 _PLAN = msgspec.json.Decoder(Plan)
@@ -112,7 +113,7 @@ class RedisStore(Store):
 
         try:
             answer: T | DirectorError = call.answer(self._exchange(call))
-        except (OSError, exceptions.ConnectionError, exceptions.TimeoutError) as exc:
+        except (OSError, exceptions.RedisError) as exc:
             raise self.unavailable(str(exc) or type(exc).__name__) from exc
         if isinstance(answer, DirectorError):
             raise answer
@@ -122,7 +123,7 @@ class RedisStore(Store):
         """Return the error for a call whose answer is not known."""
         return StoreUnavailable(
             f"Redis at {hide_password(self.url)} did not answer ({reason}). "
-            "What was asked may have been recorded; asking again is safe."
+            "What was asked may have been recorded all the same."
         )
 
     def _exchange(self, call: RedisCall[Any]) -> Any:
@@ -369,6 +370,8 @@ class RedisStore(Store):
         """Decode a plan once: a digest names one plan for ever."""
         plan = self._plans.get(digest)
         if plan is None:
+            if len(self._plans) >= KNOWN_PLANS:
+                self._plans.clear()
             plan = self._plans[digest] = _PLAN.decode(text)
         return plan
 

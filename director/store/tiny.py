@@ -90,7 +90,7 @@ class TinyStore(base.Store):
         except OSError as exc:
             raise StoreUnavailable(
                 f"{self._folder} cannot be read or written ({exc.strerror or exc}). What was asked may have "
-                "been recorded; asking again is safe. Look at the folder's owner and at the free space."
+                "been recorded all the same. Look at the folder's owner and at the free space."
             ) from exc
         except msgspec.ValidationError as exc:
             raise self._storage.unusable(exc) from exc

@@ -16,7 +16,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from director import states
 from director.engine import new_token
-from director.errors import InvalidPayload
+from director.errors import InvalidPayload, NotFound
 from director.models import FullRun, Run, Workflow
 from director.store.base import Dedupe, Filter, WorkflowState
 from director.web import bodies, shapes
@@ -105,12 +105,16 @@ async def start_run(
         raise InvalidPayload(
             f"This Idempotency-Key has started run {started.run_id} with another payload. Nothing was started."
         )
-    status = states.QUEUED
+    status: str | None = states.QUEUED
     if wait or started.duplicate:
-        run = await _wait(service, started.run_id, wait)
-        if wait and run.status in states.ENDED:
-            return Response(shown(run, service), status_code=200)
-        status = run.status
+        try:
+            run = await _wait(service, started.run_id, wait)
+        except NotFound:  # of the run that the first copy started nothing is left but its id
+            status = None
+        else:
+            if wait and run.status in states.ENDED:
+                return Response(shown(run, service), status_code=200)
+            status = run.status
     url = service.settings.run_url(started.run_id)
     shape = shapes.StartedRun(id=started.run_id, workflow=name, status=status, url=url)
     return Response(shape, status_code=200 if started.duplicate else 202, headers={"Location": url})
@@ -124,7 +128,8 @@ def _idempotency(headers: Mapping[str, str], payload: Mapping[str, Any]) -> Dedu
         raise Refusal(400, "The Idempotency-Key has more than 255 characters.")
     canonical = msgspec.json.encode(payload, order="deterministic")
     name, fingerprint = (hashlib.sha256(text).hexdigest() for text in (key.encode(), canonical))
-    return Dedupe(key=f"api:{name[:32]}", ttl_s=IDEMPOTENCY_S, fingerprint=fingerprint[:16])
+    # No source can have such a name, whose deliveries are remembered beside.
+    return Dedupe(key=f":api:{name[:32]}", ttl_s=IDEMPOTENCY_S, fingerprint=fingerprint[:16])
 
 
 async def _wait(service: Service, run_id: str, seconds: float) -> FullRun:
@@ -222,10 +227,13 @@ async def relaunch_run(
     order, _ = await read_object(request)
     unknown = sorted(set(order) - {"from", "payload"})
     origin, payload = order.get("from", "failed"), order.get("payload")
-    if unknown or not isinstance(origin, str) or not isinstance(payload, dict | None):
+    wrong = [f"$.{key}: unknown" for key in unknown]
+    wrong += [] if isinstance(origin, str) else ["$.from: no text"]
+    wrong += [] if isinstance(payload, dict | None) else ["$.payload: no object"]
+    if wrong:
         raise InvalidPayload(
             'The body must be {"from": "failed", "start" or a task\'s key, "payload": an object}, both optional.',
-            [f"$.{key}: unknown" for key in unknown],
+            wrong,
         )
     run, pinned = await service.do(service.store.get(run_id))
     engine, find = await service.informed(), service.definitions.workflow

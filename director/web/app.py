@@ -7,7 +7,7 @@ import contextlib
 import gc
 import threading
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from litestar import Litestar
 from litestar.datastructures import State
@@ -19,6 +19,9 @@ from director.store import open_store
 from director.web import api, auth, openapi, problems, status
 from director.web.service import Service
 from director.web.webhooks import Webhooks
+
+if TYPE_CHECKING:
+    from director.embedded import EmbeddedWorker
 
 REFRESH_S = 1.0
 STORE_TIMEOUT_S = 0.9
@@ -37,6 +40,9 @@ class App(Litestar):
         if scope["type"] == "http" and scope["path"].startswith("/hooks/"):
             await self.state.webhooks(scope, receive, send)
         else:
+            if scope.get("method") == "HEAD":
+                # As monitors ask. The server below leaves the body away.
+                scope = {**scope, "method": "GET"}
             await super().__call__(scope, receive, send)
 
 
@@ -83,7 +89,8 @@ class _Companion:
 
     def __init__(self, service: Service, *, worker: bool, scheduler: bool) -> None:
         self._service = service
-        self._worker = worker and service.settings.embedded
+        self._with_worker = worker and service.settings.embedded
+        self._worker: EmbeddedWorker | None = None
         self._scheduler = scheduler and service.settings.embedded
         self._started: list[Any] = []
         self._ended = threading.Event()
@@ -111,10 +118,11 @@ class _Companion:
             from director.scheduler import Loop
 
             self._begin(Loop(settings, store, on_death=self._service.on_death))
-        if self._worker:
+        if self._with_worker:
             from director.embedded import EmbeddedWorker
 
-            self._begin(EmbeddedWorker(settings, store))
+            self._worker = EmbeddedWorker(settings, store)
+            self._begin(self._worker)
         for text in status.problems_of(self._service):
             logger.warning("service.problem", problem=text)
         while not self._ended.wait(REFRESH_S):
@@ -126,8 +134,11 @@ class _Companion:
             self._started.append(thread)
 
     def _refresh(self) -> None:
-        """Pick up changed workflow files."""
+        """Pick up changed workflow files, and the tasks that they may name."""
         definitions = self._service.definitions
+        if self._worker is not None and self._worker.discovery is not None:
+            definitions.tasks = self._worker.discovery.files
+            self._service.task_problems = self._worker.discovery.problems
         try:
             changed = definitions.refresh()
         except Exception as exc:  # noqa: BLE001 - the last good version serves on; the next look may succeed

@@ -8,7 +8,7 @@ from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException, NotFoundException
 from litestar.handlers.base import BaseRouteHandler
 
-from director.access import authorize
+from director.access import Denial, authorize
 from director.web.service import Service
 
 Connection = ASGIConnection[Any, Any, Any, Any]
@@ -16,18 +16,25 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 
 def require_access(connection: Connection, handler: BaseRouteHandler) -> None:
     """Guard every route: those with the option `open` need nothing, `/status` nothing once it is public."""
-    service: Service = connection.app.state.service
-    if handler.opt.get("open") or (handler.opt.get("glance") and service.settings.public_status):
+    settings = connection.app.state.service.settings
+    if handler.opt.get("open") or (handler.opt.get("glance") and settings.public_status):
         return
+    if refused := denial(connection):
+        raise HTTPException(status_code=refused.status, detail=refused.detail)
+
+
+def denial(connection: Connection) -> Denial | None:
+    """Return why a request may not pass, whatever its route is."""
+    service: Service = connection.app.state.service
     headers: dict[str, str] = {}
     for raw_name, raw_value in connection.scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         # Repeats are joined as HTTP says, so that a second one can only add to what is refused.
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     peer = connection.client.host if connection.client else None
-    denial = authorize(service.settings.token, peer=peer, headers=headers)
-    if denial is not None:
-        raise HTTPException(status_code=denial.status, detail=denial.detail)
+    if connection.scope["http_version"] == "1.0":
+        headers.setdefault("via", "1.0")  # what speaks it today is a proxy that says nothing of itself
+    return authorize(service.settings.token, peer=peer, headers=headers)
 
 
 def require_document(connection: Connection, _: BaseRouteHandler) -> None:

@@ -38,6 +38,13 @@ _ANSWERS = {
     "422": "The schema of every wanted workflow refuses the payload",
     "503": "The store is away; send it again",
 }
+_ENDED = "The run has ended within `wait`, or an earlier call with the same Idempotency-Key has started it"
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "maxLength": 255},
+    "description": "For 72 h the same key and payload are the same run; with another payload the answer is 422.",
+}
 _ORDER = {
     "type": "object",
     "additionalProperties": False,
@@ -82,6 +89,10 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     for path, body in (("/workflows/{name}/runs", {"type": "object"}), ("/runs/{run_id}/relaunch", _ORDER)):
         content = {"application/json": {"schema": body}}
         paths[path]["post"]["requestBody"] = {"required": False, "content": content}
+    start, relaunch = (paths[path]["post"] for path in ("/workflows/{name}/runs", "/runs/{run_id}/relaunch"))
+    for operation, text in ((start, _ENDED), (relaunch, "What would run (`plan=1`); nothing was changed")):
+        operation["responses"]["200"] = {**operation["responses"]["202"], "description": text}
+    start["parameters"] = [*start["parameters"], _KEY]
     paths["/hooks/{source}"] = {"post": _hook(delivery)}
     components = dict(document.get("components", {}))
     components["schemas"] = {**components.get("schemas", {}), **more, "Problem": _PROBLEM}

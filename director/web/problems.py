@@ -63,7 +63,7 @@ def answer(path: str, exc: Exception) -> tuple[int, bytes, list[tuple[bytes, byt
     members |= {"detail": found.detail} if found.detail else {}
     headers = {"content-type": MEDIA_TYPE, **found.headers}
     pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-    return found.status, msgspec.json.encode(members | found.more), pairs
+    return found.status, msgspec.json.encode(members | found.more, enc_hook=repr), pairs
 
 
 def respond(request: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:

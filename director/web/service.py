@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from director.definitions import Definitions
 from director.engine import Engine
 from director.errors import DirectorError, StoreUnavailable
-from director.models import Workflow
+from director.models import Problem, Workflow
 from director.settings import Settings
 from director.store.base import Described, Started, Store
 
@@ -29,6 +29,8 @@ class Service:
         self.store = store
         self.definitions = Definitions(settings.home, settings.environ)
         self.engine = Engine()
+        self.task_problems: tuple[Problem, ...] = ()
+        """What is wrong in `tasks/`, once this process has imported it: only the embedded one does."""
         self.on_death: Callable[[BaseException], None] = _end_process
         """What a dead scheduler thread calls."""
         self._link = store.link()

@@ -21,7 +21,8 @@ class StartedRun(msgspec.Struct):
 
     id: str
     workflow: str
-    status: str
+    status: str | None
+    """None: an earlier call started it, and it is not kept any more."""
     url: str
 
 

@@ -16,7 +16,7 @@ from director import states
 from director.errors import StoreUnavailable
 from director.models import time_ms, time_text
 from director.store.base import StoreState, WorkflowState
-from director.web import shapes
+from director.web import auth, shapes
 from director.web.problems import Refusal
 from director.web.service import Service
 
@@ -27,20 +27,27 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 @get("/status", summary="Everything at a glance", operation_id="GetStatus", glance=True)
 async def status(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[shapes.Status]:
     """Return workers, queue, problems and a line for each workflow; `ETag` for what changes rarely."""
+    may_read = auth.denial(request) is None
     known = await service.do(service.store.state(list(service.definitions.project.workflows)))
+    found = problems_of(service, known)
     shape = shapes.Status(
         at=time_text(int(time.time() * 1000)) or "",
         mode="embedded" if service.settings.embedded else "redis",
         workers=known.workers,
         queued=known.queued,
         oldest_queued_s=known.oldest_queued_s,
-        problems=problems_of(service, known),
+        problems=found if may_read or not found else [f"{len(found)} problems; the token shows them."],
         workflows={name: _line(state) for name, state in known.workflows.items()},
     )
     return _tagged(request, shape, msgspec.structs.replace(shape, at="", oldest_queued_s=None))
 
 
-@get("/status/{workflow:str}", summary="One workflow at a glance", operation_id="GetWorkflowStatus", glance=True)
+@get(
+    "/status/{workflow:str}",
+    summary="One workflow at a glance",
+    operation_id="GetWorkflowStatus",
+    glance=True,
+)
 async def workflow_status(
     request: Request[Any, Any, Any],
     service: NamedDependency[Service],
@@ -81,7 +88,7 @@ def problems_of(service: Service, known: StoreState | None = None) -> list[str]:
     """Return what a person should look at, a sentence each."""
     project = service.definitions.project
     found = [*service.settings.warnings, *map(str, project.problems)]
-    found += map(str, service.definitions.source_problems())
+    found += map(str, (*service.definitions.source_problems(), *service.task_problems))
     if known is not None and known.queued and not known.workers:
         found.append(f"{known.queued} task runs wait and no worker has been seen for 30 s.")
     return found
@@ -114,13 +121,13 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
-@get("/health/ready", summary="The store can be reached", operation_id="HealthReady", open=True)
+@get("/health/ready", summary="The store answers", operation_id="HealthReady", open=True)
 async def ready(service: NamedDependency[Service]) -> dict[str, str]:
     """Answer 200 when the store does, else 503."""
     try:
         await service.do(service.store.state([]))
     except StoreUnavailable:
-        raise StoreUnavailable(f"The store at {service.settings.store_name} does not answer.") from None
+        raise StoreUnavailable("The store does not answer.") from None  # anybody may ask: not where it is
     return {"status": "ready"}
 
 

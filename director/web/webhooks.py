@@ -26,6 +26,7 @@ from director.web.service import Service
 from director.web.shapes import Delivery, DeliveryRun, Refused
 
 SEEN_S = 7 * 86400
+UNREADABLE = (400, 408, 413, 415)
 
 logger = log.get("director.webhooks")
 _encode = msgspec.json.Encoder().encode
@@ -59,6 +60,8 @@ class Webhooks:
             text, headers = _encode(answer), [(b"content-type", b"application/json")]
         except Exception as exc:  # noqa: BLE001 - a bug too is answered, and logged
             status, text, headers = problems.answer(scope["path"], exc)
+            if isinstance(exc, Refusal) and status in UNREADABLE:
+                logger.warning("webhook.unreadable", path=scope["path"], status=status, reason=exc.detail)
         headers.append((b"content-length", b"%d" % len(text)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": text})
@@ -146,8 +149,8 @@ class Webhooks:
             # Not why: the sentences quote the payload.
             logger.warning("webhook.refused", **facts, workflows=[entry.workflow for entry in refused])
             paths = [path for one in outcomes.values() if isinstance(one, InvalidPayload) for path in one.paths]
-            detail = "No wanted workflow takes the payload."
-            raise Refusal(422, detail, delivery=delivery, refused=refused, paths=paths)
+            more: dict[str, Any] = {"paths": paths} if paths else {}
+            raise Refusal(422, "No wanted workflow can be started.", delivery=delivery, refused=refused, **more)
         ids = [run.id for run in runs]
         logger.info("webhook.accepted", **facts, run_ids=ids, duplicate=duplicate, refused=len(refused))
         return 200 if duplicate else 202, Delivery(delivery, runs, duplicate, None, refused)
