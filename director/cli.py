@@ -83,10 +83,14 @@ class Context:
 
     def get(self, run_id: str) -> tuple[FullRun, Plan]:
         """Return all of a run, with its address, and its plan."""
+        run, plan = self.do(lambda store: store.get(run_id))
+        return self.with_url(run), plan
+
+    def with_url(self, run: Any) -> Any:
+        """Return a run with its address."""
         import msgspec
 
-        run, plan = self.do(lambda store: store.get(run_id))
-        return msgspec.structs.replace(run, url=self.settings.run_url(run.id)), plan
+        return msgspec.structs.replace(run, url=self.settings.run_url(run.id))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -125,7 +129,8 @@ def worker(context: Context, options: tuple[str, ...]) -> int:
     from director import supervisor
     from director.worker import run_worker
 
-    _need_redis(context.settings, "worker")
+    if not {"-h", "--help"} & set(options):
+        _need_redis(context.settings, "worker")
     supervisor.die_with_parent()
     return run_worker(context.settings, list(options))
 
@@ -172,12 +177,14 @@ def check(context: Context, json_: bool) -> int:
         click.echo(f"{note}", err=True)
     counts = {"workflow": project.workflows, "task": found.tasks, "source": project.sources, "problem": lines}
     texts = [f"{len(things) or 'no'} {word}{'s' * (len(things) != 1)}" for word, things in counts.items()]
-    click.echo(f"{', '.join(texts[:-1])}: {texts[-1]}", err=True)
+    click.echo(f"{settings.home}: {', '.join(texts[:-1])}: {texts[-1]}", err=True)
     return 1 if lines else 0
 
 
 def _placed(warning: str, home: Path) -> str:
     """Put the line of .env that sets a variable before what is said about it; else say where it comes from."""
+    if warning.startswith(".env:"):
+        return warning
     name = warning.partition(" ")[0]
     lines = (home / ".env").read_text().splitlines() if (home / ".env").is_file() else []
     for number, line in enumerate(lines, 1):
@@ -318,7 +325,7 @@ def runs_list(context: Context, name: str | None, status: str | None, limit: int
 
     found, following = context.do(lambda store: store.list(Filter(workflow=name, status=status, limit=limit)))
     if json_:
-        _print_json({"runs": found, "next": following})
+        _print_json({"runs": [context.with_url(run) for run in found], "next": following})
         return
     lines = []
     for run in found:

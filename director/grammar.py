@@ -337,7 +337,7 @@ class Reading:
         return dict(found)
 
     def trigger(self, scope: Scope, value: Value) -> Trigger | None:
-        """Return a trigger; None when it has problems, is off, or relaunches (which is not supported yet)."""
+        """Return a trigger; None when it has problems, or relaunches (which is not supported yet)."""
         given = scope.given(value, "a trigger", _TRIGGER)
         source = None
         if "source" in given:
@@ -362,9 +362,9 @@ class Reading:
             events=tuple(scope.text(item, "event") or "" for item in events),
             when=self.expression(scope, given["when"], "when") if "when" in given else None,
             payload=payload,
+            enabled=scope.flag(given["enabled"], "enabled") if "enabled" in given else True,
         )
-        enabled = scope.flag(given["enabled"], "enabled") if "enabled" in given else True
-        return None if source is None or not enabled or "relaunch" in given else trigger
+        return None if source is None or "relaunch" in given else trigger
 
     def known_source(self, scope: Scope, value: Value, name: str | None) -> None:
         # A file that does not parse may hold the source: then the workflow is not to blame.

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from director.scheduler import Loop
 
 READY_S = 30.0
-STOP_S = 1.0
-"""What others' tasks get when the command's own run has ended; they are handed back to their queue."""
 
 
 class Host:
@@ -70,7 +68,12 @@ class Host:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stop(STOP_S if exc is None else 0.0)
+        if kind is KeyboardInterrupt and self._worker is not None:
+            print(
+                "Stopped. What has not ended goes on with `director up`, or beside the next run.", file=sys.stderr
+            )
+        # A service that stops gives what it executes for others its grace too.
+        self._stop(self._settings.grace_s if exc is None else 0.0)
 
     def tend(self) -> None:
         """Take over when the command that executed has gone; raise when nothing executes here any more."""

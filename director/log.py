@@ -15,12 +15,14 @@ import msgspec
 
 _wanted: tuple[str, bool] | None = None
 _lock = threading.RLock()
-_lines: deque[str] = deque()
-"""What is gathered and not yet written."""
+_lines: deque[str] = deque(maxlen=10_000)
+"""What is gathered and not yet written; the oldest go when nobody reads."""
+QUIET = ("celery", "kombu", "amqp", "billiard", "uvicorn", "asyncio", "tzlocal", "watchfiles", "urllib3")
+"""Others whose information is noise here."""
 
 
 def configure(level: str = "INFO", *, gathered: bool = False) -> None:
-    """Say how this process logs; Celery's and uvicorn's own records go the same way.
+    """Say how this process logs; what tasks and libraries log with `logging` goes the same way.
 
     Costs nothing yet: the first line imports structlog, 0.1 s that a start need not wait for.
 
@@ -31,7 +33,9 @@ def configure(level: str = "INFO", *, gathered: bool = False) -> None:
     """
     global _wanted  # noqa: PLW0603 - one log a process
     _wanted = level, gathered
-    logging.basicConfig(handlers=[_Late()], level=logging.WARNING, force=True)
+    logging.basicConfig(handlers=[_Late()], level=level, force=True)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, getattr(logging, level)))
 
 
 def get(name: str) -> Any:
@@ -70,16 +74,17 @@ def _set_up(level: str, gathered: bool) -> None:
     renderer: Any = structlog.processors.JSONRenderer(_json)
     if sys.stderr.isatty():
         renderer = structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"))
-    stream: Any = _Gathered() if gathered else sys.stderr
+    out = _Gathered() if gathered else _Out()
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level)),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=lambda *_: out,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    handler = logging.StreamHandler(out)
+    foreign = [*shared, structlog.stdlib.add_logger_name]
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=foreign))
+    logging.basicConfig(handlers=[handler], level=level, force=True)
 
 
 def _json(line: Any, **_: Any) -> str:
@@ -90,8 +95,29 @@ def flush() -> None:
     """Write what is gathered."""
     lines = [_lines.popleft() for _ in range(len(_lines))]
     if lines:
-        sys.stderr.write("".join(lines))
-        sys.stderr.flush()
+        _Out().write("".join(lines))
+
+
+class _Out:
+    """Standard error without a lock or a buffer: a child forked meanwhile would inherit them as they are."""
+
+    def write(self, text: str) -> None:
+        """Write at once; where standard error is closed or full, the line is lost and nothing else."""
+        data = text.encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                data = data[os.write(2, data) :]
+        except OSError:
+            pass
+
+    def flush(self) -> None:
+        """Do nothing; for the standard library."""
+
+    def msg(self, line: str) -> None:
+        """Write one line; structlog asks for it by the level's name."""
+        self.write(line + "\n")
+
+    debug = info = warning = error = critical = exception = msg
 
 
 class _Late(logging.Handler):
@@ -104,16 +130,17 @@ class _Late(logging.Handler):
                 handler.handle(record)
 
 
-class _Gathered:
-    """A stream that a thread writes, many lines at once; the rest at the process's end."""
+class _Gathered(_Out):
+    """What a thread writes, many lines at once; the rest at the process's end."""
 
     def __init__(self) -> None:
         self._some = threading.Event()
-        self.write = _lines.append
         atexit.register(flush)
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
-    def flush(self) -> None:
+    def write(self, text: str) -> None:
+        """Keep it for the thread."""
+        _lines.append(text)
         if not self._some.is_set():
             self._some.set()
 

@@ -80,6 +80,7 @@ class Trigger(Struct, frozen=True):
     """JMESPath over the body; a true result lets the delivery in."""
     payload: str | Mapping[str, str] | None = None
     """JMESPath that gives the payload, or one for each of its keys; None: the whole body."""
+    enabled: bool = True
 
 
 class Source(Struct, frozen=True):

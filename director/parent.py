@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
+from celery.apps import worker as celery_worker
 from celery.platforms import SecurityWarning
 
 from director import definitions, log, messages, plan, registry
@@ -51,6 +52,9 @@ class Parent:
         # What Celery logs of our task runs, `execution` says in one line, with the run's id.
         logging.getLogger("celery.worker.consumer.consumer").addFilter(_is_not_ours)
         logging.getLogger("celery.app.trace").addFilter(lambda record: not registry.executing())
+        # Celery would print its farewell among our lines.
+        celery_worker.safe_say = lambda *_: None
+        signals.setup_logging.connect(self._on_logging, weak=False)
         signals.celeryd_init.connect(self._on_init, weak=False)
         signals.celeryd_after_setup.connect(self._on_setup, weak=False)
         signals.worker_ready.connect(self._on_ready, weak=False)
@@ -68,6 +72,11 @@ class Parent:
         for pid in self._children - alive:
             self.hand_back(f"{self.executor.boot}.{pid:x}", counted=not self.stopping.is_set())
         self._children = alive
+
+    def _on_logging(self, loglevel: Any = None, **_: Any) -> None:
+        """Keep `log`'s set-up; `--loglevel` is for what Celery itself says."""
+        if loglevel:
+            logging.getLogger("celery").setLevel(loglevel)
 
     def _on_init(self, options: dict[str, Any] | None = None, **_: Any) -> None:
         self.consumes_all = not (options or {}).get("queues")
@@ -151,6 +160,7 @@ class Parent:
 
     def _end_of_grace(self) -> None:
         """Give running tasks their time; then stop them and hand them back, which is no loss."""
+        logger.info("worker.stopping", grace_s=self.settings.grace_s)
         time.sleep(self.settings.grace_s)
         for pid in self._pool_pids():
             with contextlib.suppress(ProcessLookupError):

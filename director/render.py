@@ -96,7 +96,8 @@ def definition_lines(workflow: Workflow) -> list[str]:
             lines.append(f"on {kind}: {hook}")
     for trigger in workflow.triggers:
         events = f" {' or '.join(trigger.events)}" if trigger.events else ""
-        lines.append(f"starts on {trigger.source}{events}" + (f" when {trigger.when}" if trigger.when else ""))
+        when, off = f" when {trigger.when}" if trigger.when else "", "" if trigger.enabled else " (disabled)"
+        lines.append(f"starts on {trigger.source}{events}{when}{off}")
     return lines
 
 
@@ -133,6 +134,7 @@ def run_lines(run: FullRun, pinned: Plan, workflow: Workflow | None) -> list[str
             lines.append(f"      {task.error.type}: {task.error.message}")
             own = [line for line in task.error.traceback.splitlines() if line.startswith("  File")]
             lines += [f"    {own[-1].strip()}"] if own else []
+            lines += [f"      tries again at {task.next_at}"] if task.next_at else []
     return lines
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import io
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -106,7 +108,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         home = Path(env.get("DIRECTOR_HOME") or ".").expanduser().absolute()
         if not home.is_dir():
             raise SettingsError(f'DIRECTOR_HOME is "{home}", which is not a folder.')
-        env = {**_read_dotenv(home / ".env"), **env}
+        dotenv, slips = _read_dotenv(home / ".env")
+        env = {**dotenv, **env}
         if environ is None:
             # Tasks read their own variables, and `config.X`, from the environment.
             os.environ.update(env)
@@ -128,7 +131,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             values["public_url"] = values["public_url"].rstrip("/")
         values["prefix"] = values.get("prefix", "director").rstrip(":") + ":"
         data_dir = home / (env.get("DIRECTOR_DATA_DIR") or ".director")
-        return cls(home=home, data_dir=data_dir, environ=env, warnings=_typos(env), **values)
+        return cls(home=home, data_dir=data_dir, environ=env, warnings=(*slips, *_typos(env)), **values)
 
 
 _VARIABLES = {
@@ -202,15 +205,26 @@ def hide_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
-def _read_dotenv(path: Path) -> dict[str, str]:
+def _read_dotenv(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Return what a file sets, and a sentence for each line that sets nothing."""
     if not path.is_file():
-        return {}
+        return {}, []
     from dotenv import dotenv_values
+    from dotenv.parser import parse_stream
 
     try:
-        return {name: value for name, value in dotenv_values(path).items() if value is not None}
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingsError(f"{path} cannot be read: {exc}.") from exc
+    slips = [
+        f".env:{found.original.line}:1: is not NAME=value, so it sets nothing."
+        for found in parse_stream(io.StringIO(text))
+        if found.error or (found.key and found.value is None)
+    ]
+    # dotenv would log the same, without the file's name.
+    logging.getLogger("dotenv.main").setLevel(logging.ERROR)
+    values = dotenv_values(stream=io.StringIO(text))
+    return {name: value for name, value in values.items() if value is not None}, slips
 
 
 # Names of celery-director that mean nothing here; accepted so that its projects start.
@@ -228,7 +242,8 @@ def _typos(env: Mapping[str, str]) -> tuple[str, ...]:
     for name in sorted(env):
         if name.removeprefix("DIRECTOR_") in _OBSOLETE and name.startswith("DIRECTOR_"):
             found.append(f"{name} means nothing here and is ignored.")
-        elif name.startswith("DIRECTOR") and name not in known:
+        elif name.startswith("DIRECT") and name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.93)
+            near = ["PORT"] if name == "DIRECTOR_PORT" else near
             found += [f"{name} is not a setting; did you mean {near[0]}?"] if near else []
     return tuple(found)

@@ -90,11 +90,14 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
         from director.web.server import Server
 
         app = create_app(settings, worker=worker, scheduler=scheduler)
-        _introduce(settings, app.state.service, listener)
+        service: Service = app.state.service
+        if settings.embedded:
+            service.store.do(service.store.state([]))  # a file that cannot be read is said before all else
+        _introduce(settings, service, listener)
         needed = {"scheduler"} if scheduler else set()
         needed |= {"worker"} if worker else set()
         server = Server(app, frozenset(needed if settings.embedded else ()))
-        app.state.service.on_death = lambda _: server.stop(1)
+        service.on_death = lambda _: server.stop(1)
         if scheduler and not settings.embedded:
             from director.scheduler import Loop
             from director.store import open_store

@@ -65,6 +65,8 @@ class Router:
 
 
 def _refusal(trigger: Trigger, event: str, body: object) -> str | None:
+    if not trigger.enabled:
+        return "it is disabled"
     if trigger.events and not any(_is(wanted, event, body) for wanted in trigger.events):
         wanted = " or ".join(f'"{name}"' for name in trigger.events)
         return f'the event "{event}" is not {wanted}'

@@ -234,3 +234,57 @@ print(json.dumps([asyncio.run(first_answer()), sorted(name for name in sys.modul
     status, modules = json.loads(done.stdout)
     assert status == 200
     assert set(modules) <= {"rich"}, "Litestar brings rich along"
+
+
+def test_a_workflow_with_an_unknown_task_is_out_of_service(home, run_service):
+    """Given a task that no module has, then the embedded service says so as soon as it has read the modules."""
+    (home / "workflows" / "x.yml").write_text("w.LOST:\n  tasks: [ONE, NOWHERE]\n")
+    (home / "tasks" / "broken.py").write_text("import nothing_of_the_kind\n")
+    service = run_service(home)
+    service.wait_up()
+    until(lambda: any("broken.py" in text for text in service.call("GET", "/status")[1]["problems"]))
+    # A module that cannot be imported may have had it.
+    assert service.call("POST", "/workflows/w.LOST/runs", {})[0] == 202
+    service.stop()
+    (home / "tasks" / "broken.py").unlink()
+    service = run_service(home)
+    service.wait_up()
+    until(lambda: service.call("POST", "/workflows/w.LOST/runs", {})[0] == 409)
+    refused = service.call("POST", "/workflows/w.LOST/runs", {})[1]
+    assert [text.partition(" ")[0] for text in refused["problems"]] == ["workflows/x.yml:2:16:"]
+    assert "NOWHERE" in str(service.call("GET", "/status")[1]["problems"])
+
+
+def test_a_state_file_that_cannot_be_read_is_said_before_it_listens(home):
+    (home / ".director").mkdir()
+    (home / ".director" / "state.json").write_text("{bad")
+    environ = {**os.environ, "DIRECTOR_HOME": str(home), "PORT": str(free_port())}
+    done = subprocess.run(
+        [sys.executable, "-m", "director", "up"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "state.json is not what this service wrote" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (home / ".director" / "state.json").read_text() == "{bad"
+
+
+@pytest.mark.parametrize("pool", ["embedded", "prefork"])
+def test_every_line_of_the_log_is_json_also_what_tasks_log(home, redis_url, run_service, pool):
+    (home / "tasks" / "talks.py").write_text(
+        "import logging\nfrom director import task\n\n\n@task\ndef TALKS(_):\n"
+        "    logging.getLogger('shop').info('sold %d', 3)\n    logging.getLogger('shop').debug('hidden')\n"
+    )
+    (home / "workflows" / "t.yml").write_text("w.TALKS: {tasks: [TALKS]}\n")
+    service = run_service(home, **({"DIRECTOR_REDIS_URL": redis_url} if pool == "prefork" else {}))
+    service.wait_up()
+    assert service.call("POST", "/workflows/w.TALKS/runs?wait=20", {})[1]["status"] == "succeeded"
+    assert service.stop() == 0
+    said = service.log.read_text().splitlines()
+    lines = [json.loads(line) for line in said if not line.startswith(("director listens", "  "))]
+    (sold,) = [line for line in lines if line.get("logger") == "shop"]
+    assert (sold["event"], sold["level"]) == ("sold 3", "info")

@@ -365,7 +365,7 @@ def no_run(run_id: str) -> NotFound:
 
 def has_ended(run_id: str, status: str) -> Conflict:
     """Return the error for a cancel that comes too late."""
-    return Conflict(f"Run {run_id} is {status}, so it cannot be canceled. Nothing was changed.")
+    return Conflict(f"Run {run_id} has ended ({status}), so there is nothing to cancel. Nothing was changed.")
 
 
 def moved_on(run_id: str, status: str, launch: int) -> Conflict:

@@ -139,8 +139,9 @@ class _Companion:
         if self._worker is not None and self._worker.discovery is not None:
             definitions.tasks = self._worker.discovery.files
             self._service.task_problems = self._worker.discovery.problems
+        before = definitions.project
         try:
-            changed = definitions.refresh()
+            changed = definitions.refresh() and definitions.project != before
         except Exception as exc:  # noqa: BLE001 - the last good version serves on; the next look may succeed
             logger.warning("definitions.unreadable", reason=repr(exc))
             return
