@@ -103,6 +103,7 @@ def test_everything_that_a_workflow_can_say(tmp_path: Path) -> None:
             payload={"sha": "after"},
         ),
         Trigger(source="github", payload="body"),
+        Trigger(source="github", enabled=False),
     )
     assert project.sources["github"].scheme == "github"
     assert project.sources["billing"].secrets == ("STRIPE_SECRET", "STRIPE_OLD")
@@ -121,7 +122,8 @@ def test_a_workflow_is_json_that_nests_as_the_yaml_does(tmp_path: Path) -> None:
         {"task": "LOAD"},
     ]
     assert (shown["queue"], shown["queues"]) == ("etl", {"LOAD": "db"})
-    assert shown["triggers"][1] == {"source": "github", "events": [], "when": None, "payload": "body"}
+    second = {"source": "github", "events": [], "when": None, "payload": "body", "enabled": True}
+    assert shown["triggers"][1] == second
 
 
 def test_names_are_literal_texts(tmp_path: Path) -> None:
