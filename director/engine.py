@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 import uuid_utils
 
-from director import definitions, log, plan, states
+from director import definitions, log, plan, schedules, states
 from director.errors import Conflict, DefinitionError, InvalidPayload, NotFound, TooLarge
-from director.models import FullRun, Plan, Struct, TaskOptions, Workflow
+from director.models import FullRun, Plan, Schedule, Struct, TaskOptions, Workflow, time_text
 from director.settings import MAX_PAYLOAD_BYTES
-from director.store.base import Dedupe, NewRun, Relaunch, Swept
+from director.store.base import Dedupe, Fire, NewRun, Relaunch, Swept
 
 OPTIONS_AGE_S = 5.0
 FindWorkflow = Callable[[str], Workflow]
@@ -117,6 +117,12 @@ class Engine:
             dedupe=dedupe,
             roots=roots,
         )
+
+    def fire(self, workflow: Workflow, schedule: Schedule, fire: Fire) -> NewRun:
+        """Return the run of a due time, under the id that whoever fires it gives it. Raises as `start`."""
+        trigger = {"kind": "schedule", "schedule": schedule.id, "due_at": time_text(fire.due)}
+        new = self.start(workflow, schedule.payload, trigger=trigger)
+        return msgspec.structs.replace(new, run_id=schedules.run_id(schedule.id, fire.due), fire=fire)
 
     def relaunch(
         self,

@@ -13,8 +13,20 @@ from typing import Any
 
 import msgspec
 
-from director import schemas, signing, triggers, yamltree
-from director.models import Call, Chain, Element, Group, Hooks, Problem, Project, Source, Trigger, Workflow
+from director import schedules, schemas, signing, triggers, yamltree
+from director.models import (
+    Call,
+    Chain,
+    Element,
+    Group,
+    Hooks,
+    Problem,
+    Project,
+    Schedule,
+    Source,
+    Trigger,
+    Workflow,
+)
 from director.scope import Scope, is_null
 from director.settings import MAX_TASKS
 from director.yamltree import List, Map, Place, Text, Value, quote
@@ -26,6 +38,7 @@ _WORKFLOW = (
     *("enabled", "periodic", "retention", "triggers"),
 )
 _TRIGGER = ("source", "event", "when", "payload", "relaunch", "enabled")
+_PERIODIC = ("crontab", "interval", "schedule", "timezone", "payload", "catchup", "overlap", "enabled")
 _OPTIONS = ("queue", "retries", "backoff", "timeout")
 _WORKFLOW_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -221,9 +234,6 @@ class Reading:
         payload = dict(self.default(scope, "payload") or {})
         if "payload" in given:
             payload |= self.payload(scope, given["payload"])
-        for item in scope.items(given["periodic"], "periodic") if "periodic" in given else []:
-            if scope.map(item, "periodic"):
-                scope.note(item, "periodic is not supported yet: nothing fires")
         if "retention" in given and scope.map(given["retention"], "retention"):
             scope.note(given["retention"], "retention is not supported yet: nothing is removed")
         found = (
@@ -245,6 +255,10 @@ class Reading:
             file=scope.file,
             line=key.line,
         )
+        if "periodic" in given:
+            workflow = msgspec.structs.replace(
+                workflow, periodic=self.periodic(scope, workflow, given["periodic"])
+            )
         if not scope.problems:
             self.workflows[str(key)] = workflow
 
@@ -365,6 +379,64 @@ class Reading:
             enabled=scope.flag(given["enabled"], "enabled") if "enabled" in given else True,
         )
         return None if source is None or "relaunch" in given else trigger
+
+    def periodic(self, scope: Scope, workflow: Workflow, value: Value) -> tuple[Schedule, ...]:
+        """Return a workflow's schedules; one that its own schema would refuse each time is a problem."""
+        found: dict[str, Schedule] = {}
+        for item in scope.items(value, "periodic"):
+            schedule = self.schedule(scope, item)
+            if schedule is None:
+                continue
+            schedule = msgspec.structs.replace(schedule, id=schedules.identity(workflow.name, schedule))
+            if schedule.id in found:
+                scope.report(item, "periodic: the same schedule is given twice")
+            found[schedule.id] = schedule
+            merged = {**workflow.payload, **schedule.payload}
+            if workflow.schema is not None and not scope.problems:
+                for path in schemas.refusals(workflow.schema, merged)[:1]:
+                    at = item["payload"] if isinstance(item, Map) and "payload" in item else item
+                    scope.report(at, f"periodic: the workflow's schema refuses the payload: {path}")
+        return tuple(found.values())
+
+    def schedule(self, scope: Scope, value: Value) -> Schedule | None:
+        """Return a schedule without its id; None when its timing has problems."""
+        given, before = scope.given(value, "periodic", _PERIODIC), len(scope.problems)
+        timing = [name for name in ("crontab", "interval", "schedule") if name in given]
+        if isinstance(value, Map) and len(timing) != 1:
+            found = f"both {timing[0]} and {timing[1]}" if timing else "neither crontab nor interval"
+            scope.report(value, f"periodic: {found}; expected one of them")
+        if "schedule" in given:  # celery-director's old name of both, with the day of the week in the middle
+            old = given.pop("schedule")
+            parts = old.split() if isinstance(old, Text) else []
+            if isinstance(old, Text) and len(parts) == 5:
+                given["crontab"] = old.replaced(" ".join((*parts[:2], *parts[3:], parts[2])))
+            else:
+                given["interval"] = old
+        fields: dict[str, Any] = {}
+        for name, check in (("crontab", schedules.check_crontab), ("timezone", schedules.zone)):
+            if name in given and (text := scope.text(given[name], name)) is not None:
+                try:
+                    check(text)
+                    fields[name] = text
+                except ValueError as exc:
+                    scope.report(given[name], f"{name} {quote(text)}: {exc}")
+        if "interval" in given:
+            fields["interval_s"] = scope.seconds(given["interval"], "interval")
+            if fields["interval_s"] is not None and fields["interval_s"] < schedules.MIN_INTERVAL_S:
+                scope.report(given["interval"], f"interval must be at least {schedules.MIN_INTERVAL_S} s")
+            if "timezone" in given:
+                scope.report(given["timezone"], "an interval has no time zone; only a crontab has")
+        for name, words in (("catchup", ("none", "last", "all")), ("overlap", ("allow", "skip"))):
+            if name in given:
+                fields[name] = scope.text(given[name], name)
+                if fields[name] not in (None, *words):
+                    hint = scope.hint(fields[name], words) or f"; expected {', '.join(words)}"
+                    scope.report(given[name], f"{name} {quote(fields[name])} means nothing{hint}")
+        if "payload" in given:
+            fields["payload"] = self.payload(scope, given["payload"])
+        if "enabled" in given:
+            fields["enabled"] = scope.flag(given["enabled"], "enabled")
+        return Schedule(**fields) if timing and len(scope.problems) == before else None
 
     def known_source(self, scope: Scope, value: Value, name: str | None) -> None:
         # A file that does not parse may hold the source: then the workflow is not to blame.

@@ -19,7 +19,7 @@ from director.supervisor import ServiceLock
 
 if TYPE_CHECKING:
     from director.embedded import EmbeddedWorker
-    from director.scheduler import Loop
+    from director.loop import Loop
 
 READY_S = 30.0
 
@@ -87,7 +87,7 @@ class Host:
 
     def _start(self) -> None:
         from director.embedded import EmbeddedWorker
-        from director.scheduler import Loop
+        from director.loop import Loop
 
         # The command itself says how its run ends.
         log.configure("ERROR")

@@ -83,6 +83,23 @@ class Trigger(Struct, frozen=True):
     enabled: bool = True
 
 
+class Schedule(Struct, frozen=True, rename={"interval_s": "interval"}):
+    """When a workflow starts by itself (`periodic`): by a crontab or an interval."""
+
+    id: str = ""
+    """`schedules.identity`: what the store knows it by."""
+    crontab: str | None = None
+    interval_s: float | None = None
+    timezone: str = "UTC"
+    """Of the crontab; an IANA name."""
+    payload: Mapping[str, Any] = {}
+    catchup: Literal["none", "last", "all"] = "last"
+    """Which due times that came while nothing ran are made up for; all: at most 100."""
+    overlap: Literal["allow", "skip"] = "allow"
+    """skip: nothing starts while the schedule's last run is going on."""
+    enabled: bool = True
+
+
 class Source(Struct, frozen=True):
     """Somebody who sends webhooks."""
 
@@ -118,6 +135,7 @@ class Workflow(Struct, frozen=True):
     hooks: Hooks = Hooks()
     enabled: bool = True
     triggers: tuple[Trigger, ...] = ()
+    periodic: tuple[Schedule, ...] = ()
     file: str = ""
     line: int = 0
 

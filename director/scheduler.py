@@ -1,77 +1,58 @@
-"""The loop: one pass a second over what may be stuck. Any number of processes may run it."""
+"""rq-scheduler's timetable, on Redis: which schedules there are, and when each is due next."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from typing import Any
 
-from director import log
-from director.engine import report
-from director.errors import DirectorError
-from director.settings import Settings
-from director.store.base import SWEEP_LIMIT, Store
+import redis
+import rq_scheduler
+from rq.job import Job
+from rq.serializers import JSONSerializer
 
-PASS_S = 1.0
-
-logger = log.get("director.scheduler")
+from director.models import Schedule
 
 
-class Loop:
-    """Sweeps the store, in a thread or in the foreground.
+class WorkflowScheduler(rq_scheduler.Scheduler):  # type: ignore[misc]
+    """rq-scheduler's timetable, under our prefix: its due times and its job hashes, as JSON.
 
-    Args:
-        settings: nothing of them yet but the log.
-        store: a client of its own, or one that many threads may use.
-        on_death: called when the thread ends by an error.
+    What fires is our own script. Of rq-scheduler's loop nothing is left: it forgets and doubles schedules
+    when it is killed, ends when Redis is away, and costs two commands a pass.
     """
 
-    def __init__(
-        self, settings: Settings, store: Store, on_death: Callable[[BaseException], None] | None = None
-    ) -> None:
-        self.settings = settings
-        self.store = store
-        self.failed: BaseException | None = None
-        self._on_death = on_death
-        self._stop = threading.Event()
-        self._away = False
-        self._thread = threading.Thread(target=self._guarded, name="scheduler", daemon=True)
+    def __init__(self, url: str, prefix: str) -> None:
+        super().__init__(queue_name="director", connection=redis.Redis.from_url(url), interval=1)
+        self.scheduler_key = f"{prefix}rq:scheduler"
+        self.scheduler_lock_key = f"{prefix}rq:scheduler_lock"
+        self.scheduled_jobs_key = f"{prefix}rq:scheduler:scheduled_jobs"
+        self.redis_scheduler_namespace_prefix = f"{prefix}rq:scheduler_instance:"
+        self.job_class = type("WorkflowJob", (_JsonJob,), {"redis_job_namespace_prefix": f"{prefix}rq:job:"})
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+    def fields(self, workflow: str, schedule: Schedule) -> dict[str, Any]:
+        """Return the hash of a schedule's job."""
+        timing = {"cron_string": schedule.crontab, "interval": schedule.interval_s, "timezone": schedule.timezone}
+        job = self._create_job(
+            "director.workflow",
+            kwargs={"workflow": workflow, "payload": dict(schedule.payload)},
+            id=schedule.id,
+            description=workflow,
+            meta={name: value for name, value in timing.items() if value is not None},
+            commit=False,
+        )
+        found: dict[str, Any] = job.to_dict()
+        return found
 
-    def stop(self) -> None:
-        """End after the pass that is underway."""
-        self._stop.set()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(PASS_S * 5)
+    def acquire_lock(self) -> bool:
+        """Nobody waits: the script that fires knows what has been fired."""
+        return True
 
-    def run_forever(self) -> None:
-        """Make passes until `stop`; a store that is away is waited for."""
-        wait_s = 0.0
-        while not self._stop.wait(wait_s):
-            # A full pass may have left more of the same.
-            wait_s = 0.0 if self.step() else PASS_S
+    def remove_lock(self) -> None:
+        """There is none."""
 
-    def step(self) -> bool:
-        """Make one pass; return whether another should follow at once."""
-        try:
-            swept = report(self.store.do(self.store.sweep()), "its lease ended")
-        except DirectorError as exc:
-            if not self._away:
-                logger.warning("scheduler.store_away", reason=str(exc))
-            self._away = True
-            return False
-        if self._away:
-            logger.info("scheduler.store_back")
-            self._away = False
-        return any(len(part) >= SWEEP_LIMIT for part in (swept.lost, swept.failed, swept.released, swept.resent))
+    def enqueue_jobs(self) -> list[Any]:
+        """Nothing is put into rq's queues."""
+        return []
 
-    def _guarded(self) -> None:
-        try:
-            self.run_forever()
-        except BaseException as exc:
-            self.failed = exc
-            logger.exception("scheduler.died")
-            if self._on_death:
-                self._on_death(exc)
+
+class _JsonJob(Job):
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **{**more, "serializer": JSONSerializer})

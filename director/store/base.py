@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from director.errors import Conflict, NotFound
 from director.models import FullRun, Plan, Run, Struct, TaskError, TaskOptions
@@ -28,6 +28,10 @@ OUTAGE_MS = 5_000
 OUTAGE_GRACE_MS = 15_000
 UNKNOWN_MS = 5_000
 """How long a task run waits after a worker said that it does not know the task."""
+GAP_MS = 3_000
+"""When no scheduler asked for so long what is due, what came due meanwhile was missed."""
+FORGET_MS = 600_000
+"""How long a schedule that no scheduler's files name stays, so that a rolling deploy harms nothing."""
 SWEEP_LIMIT = 200
 """Task runs that one sweep changes at most, of each kind."""
 
@@ -83,6 +87,8 @@ class NewRun(Struct, frozen=True):
     """Task runs (joins too) that take their result from `relaunch_of` instead of running."""
     roots: tuple[int, ...] = ()
     """Task runs to queue: those with no parent outside `kept`."""
+    fire: Fire | None = None
+    """Of a schedule: the due time that this run is for."""
     waits: Mapping[int, int] = {}
     """Parents left to wait for, where that is fewer than the plan says."""
 
@@ -95,6 +101,47 @@ class Started(Struct, frozen=True):
     duplicate: bool = False
     conflict: bool = False
     """The same dedupe key came with another fingerprint; nothing was started."""
+    refused: Literal["", "moved", "overlap"] = ""
+    """Of a schedule: somebody was faster, or its last run is going on; nothing was started."""
+
+
+class Fire(Struct, frozen=True):
+    """A due time of a schedule, and how the schedule goes on."""
+
+    schedule: str
+    was: int
+    """The due time that is written down, ms; another one means that somebody was faster."""
+    due: int
+    """The one that fires, or that the skipped ones come before."""
+    next: int
+    skipped: int = 0
+    """Due times from `was` on that do not fire."""
+    reason: str = ""
+    """Why they do not."""
+    alone: bool = False
+    """Start nothing while the schedule's last run is going on."""
+
+
+class Entry(Struct, frozen=True):
+    """A schedule that is new to the store."""
+
+    schedule: str
+    due: int
+    job: Mapping[str, Any] = {}
+    """The fields of rq-scheduler's job hash; TinyStore needs none."""
+
+
+class ScheduleState(Struct, frozen=True):
+    """What the store knows of a schedule; times are RFC 3339."""
+
+    next_due: str | None
+    last_due: str | None
+    """The last one that started a run."""
+    last_run: str | None
+    skipped: int
+    """Due times that started nothing, so far."""
+    last_skip: str | None
+    """When the last one of these was recorded, and why."""
 
 
 class Begun(Struct, frozen=True):
@@ -180,6 +227,14 @@ class Swept(Struct, frozen=True):
     """Their message was lost."""
     idle: bool = True
     """Nothing runs, is queued or is delayed."""
+    due: tuple[tuple[str, int], ...] = ()
+    """Schedules whose due time (ms) has come, those of other schedulers' files too."""
+    next_in_ms: int | None = None
+    """Until the next schedule or waiting task run is due, at least 1."""
+    now: int = 0
+    """The store's clock at the pass, ms."""
+    missed_until: int = 0
+    """What was due by then was due while no scheduler ran, ms."""
 
 
 class Outbox(Struct, frozen=True):
@@ -255,7 +310,9 @@ class Store(ABC):
         """Write the run, its index entries, its dedupe key and its first messages, all or nothing.
 
         Again: a run id that exists answers as the first time. A known dedupe key gives the run it
-        started (`duplicate`), or `conflict` when the fingerprint differs; nothing is written.
+        started (`duplicate`), or `conflict` when the fingerprint differs; nothing is written. With `fire`,
+        the schedule goes on to its next due time in the same step; `refused` when it had gone on already
+        (nothing is written), or when its last run is going on (the skip is written down).
         """
 
     @abstractmethod
@@ -320,9 +377,29 @@ class Store(ABC):
     # The loop and workers
 
     @abstractmethod
-    def sweep(self) -> Described[Swept]:
+    def sweep(self, fires: bool = False) -> Described[Swept]:
         """Send lost messages again, take back ended leases, fail what is past its timeout, release
-        what has waited. Bounded by SWEEP_LIMIT each; any number of sweepers may run."""
+        what has waited. Bounded by SWEEP_LIMIT each; any number of sweepers may run.
+
+        `fires`: whoever asks starts what is due: tell it, and forget schedules that nobody has refreshed for
+        FORGET_MS.
+        """
+
+    @abstractmethod
+    def refresh(self, schedules: Sequence[str]) -> Described[tuple[int, tuple[str, ...]]]:
+        """Say that these schedules are somebody's; return the time (ms), and those that are not known."""
+
+    @abstractmethod
+    def add(self, entries: Sequence[Entry]) -> Described[None]:
+        """Write new schedules down; one that is there already stays as it is."""
+
+    @abstractmethod
+    def skip(self, fire: Fire) -> Described[bool]:
+        """Let a schedule go on to its next due time without a run; False when it had gone on already."""
+
+    @abstractmethod
+    def schedules(self, ids: Sequence[str]) -> Described[tuple[ScheduleState, ...]]:
+        """Return what is known of some schedules, in their order."""
 
     @abstractmethod
     def outbox(self) -> Described[tuple[Outbox, ...]]:

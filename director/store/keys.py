@@ -17,7 +17,12 @@
     seen:{source}:{id}:{workflow}  string  RUN FINGERPRINT, expires: dedupe
     last:{holder}     string  TOKEN RUN NUMBER, 10 minutes: what a finish took from a queue
     stats             hash    active:{workflow} count, ok:{workflow} last success in ms
-    sweep             hash    at last sweep, grace leases are left alone until then; ms
+    sweep             hash    at last sweep, grace leases are left alone until then, fires last look for what is
+                              due, missed what was due by then was missed; ms
+    rq:scheduler:scheduled_jobs  zset  schedule → its next due time, seconds (rq-scheduler's timetable)
+    rq:job:{schedule}  hash   rq-scheduler's job, as JSON
+    schedule:{id}     hash    r last run, d its due time in ms, n skipped due times, s AT DUE REASON of a skip
+    schedules         zset    schedule → when a scheduler last said that it is its own, ms
     mq:…              list …  everything that Celery and kombu keep (their `global_keyprefix`)
 
 Header fields of `run:{id}`: w workflow, s status, l launch, c created, b began, e ended (ms), p plan,

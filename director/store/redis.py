@@ -223,6 +223,7 @@ class RedisStore(Store):
             *(new.run_id, workflow, new.plan.digest, new.plan.total, len(new.plan.nodes)),
             *(new.payload, rules.pack_trigger(new.trigger), new.comment, new.relaunch_of),
             *((new.dedupe.ttl_s, new.dedupe.fingerprint) if new.dedupe else (0, "")),
+            *_fire(new.fire),
             *(len(new.roots), *new.roots, len(new.kept), *new.kept, len(new.waits), *waits),
         ]
         return RedisCall("start", [*made, *indexes, seen], args, _started, plan=new.plan)
@@ -278,12 +279,46 @@ class RedisStore(Store):
 
     # The loop and workers
 
-    def sweep(self) -> RedisCall[Swept]:
+    def sweep(self, fires: bool = False) -> RedisCall[Swept]:
         def read(reply: Any) -> Swept:
             released, resent = map(_refs, reply[3:5])
-            return msgspec.structs.replace(_swept(reply), released=released, resent=resent, idle=not reply[5])
+            due = tuple((_text(name), at) for name, at in _groups(reply[6], 2))
+            coming, now, missed = reply[7:]
+            return msgspec.structs.replace(
+                _swept(reply),
+                released=released,
+                resent=resent,
+                idle=not reply[5],
+                due=due,
+                next_in_ms=None if coming < 0 else max(1, coming - now),
+                now=now,
+                missed_until=missed,
+            )
 
-        return RedisCall("sweep", [], [base.SWEEP_LIMIT, base.OUTAGE_MS, base.OUTAGE_GRACE_MS], read)
+        limits = [base.SWEEP_LIMIT, base.OUTAGE_MS, base.OUTAGE_GRACE_MS]
+        return RedisCall("sweep", [], [*limits, int(fires), base.GAP_MS, base.FORGET_MS], read)
+
+    def refresh(self, schedules: Sequence[str]) -> RedisCall[tuple[int, tuple[str, ...]]]:
+        return RedisCall("refresh", [], schedules, lambda reply: (reply[0], tuple(map(_text, reply[1:]))))
+
+    def add(self, entries: Sequence[base.Entry]) -> RedisCall[None]:
+        args: list[Any] = []
+        for entry in entries:
+            words = [word for pair in entry.job.items() for word in pair]
+            args += [entry.schedule, entry.due, len(words), *words]
+        return RedisCall("add", [], args, lambda _: None)
+
+    def skip(self, fire: base.Fire) -> RedisCall[bool]:
+        return RedisCall("skip", [], [fire.schedule, fire.was, fire.next, fire.skipped, fire.reason], bool)
+
+    def schedules(self, ids: Sequence[str]) -> RedisCall[tuple[base.ScheduleState, ...]]:
+        def read(reply: Any) -> tuple[base.ScheduleState, ...]:
+            return tuple(
+                rules.schedule_state(coming, int(due or 0), _text(run or b""), int(count or 0), _text(skip or b""))
+                for coming, due, run, count, skip in _groups(reply, 5)
+            )
+
+        return RedisCall("schedules", [], ids, read)
 
     def outbox(self) -> RedisCall[tuple[Outbox, ...]]:
         def read(reply: Any) -> tuple[Outbox, ...]:
@@ -406,8 +441,16 @@ def _there(run_id: str, reply: Any) -> Any:
     return reply
 
 
+def _fire(fire: base.Fire | None) -> tuple[Any, ...]:
+    if fire is None:
+        return ("", 0, 0, 0, 0, "", 0)
+    return (fire.schedule, fire.was, fire.due, fire.next, fire.skipped, fire.reason, int(fire.alone))
+
+
 def _started(reply: Any) -> Started:
-    return Started(run_id=_text(reply[1]), duplicate=reply[0] == 2, conflict=reply[0] == 3)
+    kind, run_id = reply[0], _text(reply[1])
+    refused: dict[int, Any] = {4: "moved", 5: "overlap"}
+    return Started(run_id=run_id, duplicate=kind == 2, conflict=kind == 3, refused=refused.get(kind, ""))
 
 
 def _begun(reply: Any) -> Begun | None:

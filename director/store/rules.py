@@ -15,7 +15,7 @@ from director import messages
 from director import plan as plans
 from director.models import FullRun, Node, Plan, Progress, Run, RunError, TaskError, TaskRun, time_text
 from director.states import CANCELED, ENDED, PENDING, SKIPPED, WORD
-from director.store.base import LEASE_MS, UNKNOWN_MS, Begun, Next, Outcome, Ref
+from director.store.base import LEASE_MS, UNKNOWN_MS, Begun, Next, Outcome, Ref, ScheduleState
 
 
 class Task(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -371,6 +371,19 @@ def view(run: RunState, plan: Plan, data: Mapping[str, bytes]) -> FullRun:
             tasks.append(_task_run(run, hook, number, data, ()))
     payload = msgspec.Raw(data.get("p", b"{}"))
     return FullRun(**_header(run, data, failed_key), payload=payload, tasks=tuple(tasks))
+
+
+def schedule_state(coming: int, due: int, run: str, count: int, skip: str) -> ScheduleState:
+    """Return how a schedule's state is shown; 0, -1 and "" for what is not there, ms."""
+    at, was, reason = [*skip.split(" ", 2), "", ""][:3]
+    text = f"{time_text(int(at))}: {count and time_text(int(was))} {reason}" if skip else None
+    return ScheduleState(
+        next_due=time_text(coming) if coming > 0 else None,
+        last_due=time_text(due) if due else None,
+        last_run=run or None,
+        skipped=count,
+        last_skip=text,
+    )
 
 
 def _header(run: RunState, data: Mapping[str, bytes], failed_key: str) -> dict[str, Any]:

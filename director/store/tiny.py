@@ -73,7 +73,7 @@ class TinyStore(base.Store):
         self._mutex = threading.RLock()
         self._plans: dict[str, Plan] = {}
         self._swept_at: int | None = None
-        self._grace_until = 0
+        self._grace_until = self._missed_until = 0
         self._unnamed: list[str] = []
         """Files that the transaction underway has stopped to name."""
         self._storage = SafeStorage(folder)
@@ -201,6 +201,8 @@ class TinyStore(base.Store):
                 return Started(run_id=first["run"], duplicate=same, conflict=not same)
             mark = {"run": new.run_id, "fingerprint": new.dedupe.fingerprint}
             self._put("seen", key, {**mark, "until": self._now + new.dedupe.ttl_s * 1000})
+        if new.fire and (refused := self._fire(new.fire, new.run_id)):
+            return refused
         self._keep_plan(new.plan)
         run = rules.RunState(
             id=new.run_id,
@@ -324,15 +326,18 @@ class TinyStore(base.Store):
     # The loop and workers
 
     @_described
-    def sweep(self) -> Swept:
+    def sweep(self, fires: bool = False) -> Swept:
         """No message is ever sent again: the broker lives and dies with the process."""
         if self._swept_at is None:
             # Large files that a killed process has left without a name.
             named = {file for row in self._rows("runs").values() for file in files_of(row["data"])}
             self._unnamed += [file.name for file in self._storage.large.iterdir() if file.name not in named]
+            self._missed_until = self._now
         elif self._now - self._swept_at > base.OUTAGE_MS:
             # In memory: one process sweeps here, and an idle service should not write each second.
             self._grace_until = self._now + base.OUTAGE_GRACE_MS
+        if self._swept_at is not None and self._now - self._swept_at > base.GAP_MS:
+            self._missed_until = self._now
         self._swept_at = self._now
         swept = Swept()
         if self._now >= self._grace_until:
@@ -344,7 +349,72 @@ class TinyStore(base.Store):
             moves.queue(ref.number)
             self._save(moves)
         idle = not any(row["busy"] for row in self._rows("runs").values())
-        return msgspec.structs.replace(swept, released=tuple(released), idle=idle)
+        swept = msgspec.structs.replace(swept, released=tuple(released), idle=idle, now=self._now)
+        return self._with_due(swept) if fires else swept
+
+    def _with_due(self, swept: Swept) -> Swept:
+        rows = self._rows("schedules")
+        self._remove("schedules", [id_ for id_, row in rows.items() if row["seen"] < self._now - base.FORGET_MS])
+        known = sorted((row["due"], id_) for id_, row in self._rows("schedules").items())
+        waits = [task.ended or 0 for moves in self._busy() for task in moves.run.tasks.values() if task.s == "y"]
+        coming = [due for due in (*(due for due, _ in known), *waits) if due > self._now]
+        return msgspec.structs.replace(
+            swept,
+            due=tuple((id_, due) for due, id_ in known if due <= self._now),
+            next_in_ms=min(coming) - self._now if coming else None,
+            missed_until=self._missed_until,
+        )
+
+    def _fire(self, fire: base.Fire, run_id: str) -> Started | None:
+        """Let a schedule go on; return the answer when nothing is to be started."""
+        row = self._rows("schedules").get(fire.schedule)
+        if row is None or row["due"] != fire.was:
+            return Started(run_id=run_id, refused="moved")
+        last = self._run(row["last"]) if fire.alone and row["last"] else None
+        if last is not None and last.s in "qr":
+            self._go_on(fire, fire.skipped + 1, f"its last run was going on: {last.id}")
+            return Started(run_id=last.id, refused="overlap")
+        self._go_on(fire, fire.skipped, fire.reason, last=run_id, last_due=fire.due)
+        return None
+
+    def _go_on(self, fire: base.Fire, skipped: int, reason: str, **more: Any) -> None:
+        row = {**self._rows("schedules")[fire.schedule], "due": fire.next, **more}
+        if skipped:
+            row |= {"skipped": row["skipped"] + skipped, "skip": f"{self._now} {fire.was} {reason}"}
+        self._put("schedules", fire.schedule, row)
+
+    @_described
+    def refresh(self, schedules: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+        rows = self._rows("schedules")
+        for id_ in schedules:
+            # Rarely: each time, the whole file is written.
+            if id_ in rows and rows[id_]["seen"] < self._now - base.FORGET_MS // 3:
+                self._put("schedules", id_, {**rows[id_], "seen": self._now})
+        return self._now, tuple(id_ for id_ in schedules if id_ not in rows)
+
+    @_described
+    def add(self, entries: Sequence[base.Entry]) -> None:
+        for entry in entries:
+            if entry.schedule not in self._rows("schedules"):
+                new = {"due": entry.due, "seen": self._now, "last": "", "last_due": 0, "skipped": 0, "skip": ""}
+                self._put("schedules", entry.schedule, new)
+
+    @_described
+    def skip(self, fire: base.Fire) -> bool:
+        row = self._rows("schedules").get(fire.schedule)
+        if row is None or row["due"] != fire.was:
+            return False
+        self._go_on(fire, fire.skipped, fire.reason)
+        return True
+
+    @_described
+    def schedules(self, ids: Sequence[str]) -> tuple[base.ScheduleState, ...]:
+        none = {"due": -1, "last_due": 0, "last": "", "skipped": 0, "skip": ""}
+        rows = (self._rows("schedules").get(id_, none) for id_ in ids)
+        return tuple(
+            rules.schedule_state(row["due"], row["last_due"], row["last"], row["skipped"], row["skip"])
+            for row in rows
+        )
 
     def _due(self, letter: str) -> Sequence[Ref]:
         """Return what has a lease (r) or a wait (y) that is over, the longest over first, as Redis has it."""

@@ -18,8 +18,8 @@ from director import states
 from director.engine import new_token
 from director.errors import InvalidPayload, NotFound
 from director.models import FullRun, Run, Workflow
-from director.store.base import Dedupe, Filter, WorkflowState
-from director.web import bodies, shapes
+from director.store.base import Dedupe, Filter, ScheduleState, WorkflowState
+from director.web import bodies, schedules, shapes
 from director.web.problems import Refusal
 from director.web.service import Service
 
@@ -64,7 +64,8 @@ async def list_workflows(service: NamedDependency[Service]) -> shapes.WorkflowLi
     """Return every workflow in service with its newest run, and every problem of the files."""
     project = service.definitions.project
     known = await service.do(service.store.state(list(project.workflows)))
-    views = [_view(workflow, known.workflows[name]) for name, workflow in project.workflows.items()]
+    due = await schedules.states(service, project.workflows.values())
+    views = [_view(workflow, known.workflows[name], due) for name, workflow in project.workflows.items()]
     return shapes.WorkflowList(workflows=views, problems=[str(problem) for problem in project.problems])
 
 
@@ -73,11 +74,12 @@ async def get_workflow(service: NamedDependency[Service], name: FromPath[str]) -
     """Return a workflow's definition and its newest run."""
     workflow = service.definitions.workflow(name)
     known = await service.do(service.store.state([name]))
-    return _view(workflow, known.workflows[name])
+    return _view(workflow, known.workflows[name], await schedules.states(service, [workflow]))
 
 
-def _view(workflow: Workflow, known: WorkflowState) -> shapes.WorkflowView:
-    return shapes.WorkflowView(**msgspec.structs.asdict(workflow), **msgspec.structs.asdict(known))
+def _view(workflow: Workflow, known: WorkflowState, due: Mapping[str, ScheduleState]) -> shapes.WorkflowView:
+    shown = msgspec.structs.asdict(workflow) | msgspec.structs.asdict(known)
+    return shapes.WorkflowView(**shown, next_due=schedules.next_due(workflow, due))
 
 
 @post(

@@ -16,7 +16,7 @@ from litestar.di import Provide
 from director import log
 from director.settings import MAX_PAYLOAD_BYTES, Settings
 from director.store import open_store
-from director.web import api, auth, openapi, problems, status
+from director.web import api, auth, openapi, problems, schedules, status
 from director.web.service import Service
 from director.web.webhooks import Webhooks
 
@@ -72,7 +72,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, schedul
             service.close()
 
     return App(
-        [*api.HANDLERS, *status.HANDLERS],
+        [*api.HANDLERS, *schedules.HANDLERS, *status.HANDLERS],
         guards=[auth.require_access],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         lifespan=[lifespan],
@@ -93,6 +93,7 @@ class _Companion:
         self._worker: EmbeddedWorker | None = None
         self._scheduler = scheduler and service.settings.embedded
         self._started: list[Any] = []
+        self._project = service.definitions.project
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="companion", daemon=True)
 
@@ -115,9 +116,9 @@ class _Companion:
             gc.set_threshold(20_000, 20, 20)
         settings, store = self._service.settings, self._service.store
         if self._scheduler:
-            from director.scheduler import Loop
+            from director.loop import Loop
 
-            self._begin(Loop(settings, store, on_death=self._service.on_death))
+            self._begin(Loop(settings, store, self._service.definitions, self._service.on_death))
         if self._with_worker:
             from director.embedded import EmbeddedWorker
 
@@ -139,9 +140,11 @@ class _Companion:
         if self._worker is not None and self._worker.discovery is not None:
             definitions.tasks = self._worker.discovery.files
             self._service.task_problems = self._worker.discovery.problems
-        before = definitions.project
+        before, self._project = self._project, definitions.project
         try:
-            changed = definitions.refresh() and definitions.project != before
+            definitions.refresh()  # the scheduler's loop may have done so
+            self._project = definitions.project
+            changed = self._project is not before and self._project != before
         except Exception as exc:  # noqa: BLE001 - the last good version serves on; the next look may succeed
             logger.warning("definitions.unreadable", reason=repr(exc))
             return

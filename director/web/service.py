@@ -7,14 +7,18 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from director.definitions import Definitions
 from director.engine import Engine
 from director.errors import DirectorError, StoreUnavailable
 from director.models import Problem, Workflow
 from director.settings import Settings
+from director.store import open_store
 from director.store.base import Described, Started, Store
+
+if TYPE_CHECKING:
+    from director.loop import Loop, Pass
 
 T = TypeVar("T")
 BACKLOG = 1000
@@ -36,6 +40,8 @@ class Service:
         self._link = store.link()
         self._threads = ThreadPoolExecutor(1 if settings.embedded else 8, "store")
         self._waiting = 0
+        self._ticker: Loop | None = None
+        self._ticking = asyncio.Lock()
 
     async def do(self, call: Described[T]) -> T:
         """Make one call; return its answer or raise its error.
@@ -71,6 +77,16 @@ class Service:
         else:
             new = engine.start(workflow, payload, **more)
         return await self.do(self.store.start(new))
+
+    async def tick(self) -> Pass:
+        """Make one pass of the scheduler's loop in a thread; one at a time."""
+        from director.loop import Loop
+
+        async with self._ticking:
+            if self._ticker is None:
+                store = self.store if self.settings.embedded else open_store(self.settings)
+                self._ticker = Loop(self.settings, store, self.definitions)
+            return await asyncio.to_thread(self._ticker.make_pass)
 
     def close(self) -> None:
         """Answer what waits; later calls get StoreUnavailable."""

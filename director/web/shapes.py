@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -116,6 +117,45 @@ class SourceList(msgspec.Struct):
     """Everybody who may send webhooks."""
 
     sources: list[SourceView]
+
+
+class ScheduleView(msgspec.Struct):
+    """When a workflow starts by itself."""
+
+    id: str
+    workflow: str
+    crontab: str | None
+    interval: float | None
+    """Seconds."""
+    timezone: str
+    payload: Mapping[str, Any]
+    catchup: str
+    overlap: str
+    enabled: bool
+    next_due: str | None
+    last_due: str | None
+    """The last due time that started a run."""
+    last_run: str | None
+    skipped: int
+    """Due times that started nothing, so far."""
+    last_skip: str | None
+    """When the last one of these was recorded, its due time and why."""
+
+
+class ScheduleList(msgspec.Struct):
+    """All schedules."""
+
+    schedules: list[ScheduleView]
+
+
+class Ticked(msgspec.Struct):
+    """What one pass of the scheduler did."""
+
+    fired: int
+    """Runs that were started."""
+    requeued: int
+    """Task runs that go on: their worker or message was lost, or their wait is over."""
+    next_due: str | None
 
 
 class Status(msgspec.Struct):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -14,9 +15,9 @@ from litestar.params import FromPath, FromQuery
 
 from director import states
 from director.errors import StoreUnavailable
-from director.models import time_ms, time_text
-from director.store.base import StoreState, WorkflowState
-from director.web import auth, shapes
+from director.models import Workflow, time_ms, time_text
+from director.store.base import ScheduleState, StoreState, WorkflowState
+from director.web import auth, schedules, shapes
 from director.web.problems import Refusal
 from director.web.service import Service
 
@@ -28,7 +29,9 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 async def status(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[shapes.Status]:
     """Return workers, queue, problems and a line for each workflow; `ETag` for what changes rarely."""
     may_read = auth.denial(request) is None
-    known = await service.do(service.store.state(list(service.definitions.project.workflows)))
+    workflows = service.definitions.project.workflows
+    known = await service.do(service.store.state(list(workflows)))
+    due = await schedules.states(service, workflows.values())
     found = problems_of(service, known)
     shape = shapes.Status(
         at=time_text(int(time.time() * 1000)) or "",
@@ -37,7 +40,7 @@ async def status(request: Request[Any, Any, Any], service: NamedDependency[Servi
         queued=known.queued,
         oldest_queued_s=known.oldest_queued_s,
         problems=found if may_read or not found else [f"{len(found)} problems; the token shows them."],
-        workflows={name: _line(state) for name, state in known.workflows.items()},
+        workflows={name: _line(state, workflows[name], due) for name, state in known.workflows.items()},
     )
     return _tagged(request, shape, msgspec.structs.replace(shape, at="", oldest_queued_s=None))
 
@@ -56,11 +59,12 @@ async def workflow_status(
     max_age: FromQuery[str | None] = None,
 ) -> Response[shapes.WorkflowStatus]:
     """Return a workflow's line. `strict=1`: 503 when the last run failed or no success is young enough."""
-    service.definitions.workflow(workflow)
+    known = service.definitions.workflow(workflow)
     age = _AGE.fullmatch(max_age) if max_age is not None else None
     if max_age is not None and age is None:
         raise Refusal(400, f'max_age is "{max_age}"; expected a time such as 90s, 15m, 26h or 7d.')
-    line = _line((await service.do(service.store.state([workflow]))).workflows[workflow])
+    state = (await service.do(service.store.state([workflow]))).workflows[workflow]
+    line = _line(state, known, await schedules.states(service, [known]))
     success, wrong = line.last_success_at, ""
     if line.status == states.FAILED:
         wrong = f"The last run of {workflow}, {line.last_run}, has failed."
@@ -71,8 +75,8 @@ async def workflow_status(
     return _tagged(request, line, line)
 
 
-def _line(state: WorkflowState) -> shapes.WorkflowStatus:
-    return shapes.WorkflowStatus(**msgspec.structs.asdict(state))
+def _line(state: WorkflowState, workflow: Workflow, due: Mapping[str, ScheduleState]) -> shapes.WorkflowStatus:
+    return shapes.WorkflowStatus(**msgspec.structs.asdict(state), next_due=schedules.next_due(workflow, due))
 
 
 def _tagged(request: Request[Any, Any, Any], shape: Any, stable: Any) -> Response[Any]:

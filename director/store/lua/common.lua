@@ -288,3 +288,24 @@ end
 local function split(member)
   return string.match(member, '^(.*):(%d+)$')
 end
+
+-- Schedules -------------------------------------------------------------------------------------
+
+local timetable = prefix .. 'rq:scheduler:scheduled_jobs'
+
+-- rq-scheduler's scores are seconds.
+local function due_of(id)
+  local score = redis.call('ZSCORE', timetable, id)
+  return score and math.floor(tonumber(score) * 1000 + 0.5)
+end
+
+local function seconds(ms) return string.format('%.3f', ms / 1000) end
+
+-- Go on to the next due time; write down how many were skipped, and why.
+local function go_on(id, was, next_due, skipped, reason)
+  redis.call('ZADD', timetable, 'XX', seconds(next_due), id)
+  if skipped > 0 then
+    redis.call('HINCRBY', prefix .. 'schedule:' .. id, 'n', skipped)
+    redis.call('HSET', prefix .. 'schedule:' .. id, 's', string.format('%.0f %.0f %s', now, was, reason))
+  end
+end

@@ -6,15 +6,20 @@
 -- ARGV[5] run id  [6] workflow  [7] plan digest  [8] task runs  [9] nodes
 -- ARGV[10] payload  [11] trigger  [12] comment  [13] relaunch_of
 -- ARGV[14] dedupe seconds, 0 for none  [15] fingerprint
--- ARGV[16] n, then n roots; n, then n kept; n, then n pairs number, waits
+-- ARGV[16] schedule, '' for none  [17] its due time that is written down  [18] the one that fires  [19] next, all ms
+-- ARGV[20] how many are skipped  [21] why  [22] '1' to start nothing while its last run is going on
+-- ARGV[23] n, then n roots; n, then n kept; n, then n pairs number, waits
 --
 -- Reply: {1, id} started (or was, under this id)   {2, id} duplicate   {3, id} duplicate, other fingerprint
+--        {4, id} the schedule had gone on already   {5, id} its last run is going on
 --        {-1} the plan is not there: store it and call again
 
 local id, workflow, digest, total, nodes = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[9]
 local payload, trigger, comment, relaunch_of = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
 local ttl, fingerprint = tonumber(ARGV[14]), ARGV[15]
-local argument = 16
+local schedule, was, due, next_due = ARGV[16], tonumber(ARGV[17]), tonumber(ARGV[18]), tonumber(ARGV[19])
+local skipped, reason, alone = tonumber(ARGV[20]), ARGV[21], ARGV[22] == '1'
+local argument = 23
 local function numbers(width)
   local list = {}
   local count = tonumber(ARGV[argument]) * width
@@ -32,7 +37,21 @@ if ttl > 0 then
     return { mark == fingerprint and 2 or 3, first }
   end
 end
+local record = prefix .. 'schedule:' .. schedule
+if schedule ~= '' then
+  if due_of(schedule) ~= was then return { 4, id } end
+  local last = alone and redis.call('HGET', record, 'r')
+  local status = last and redis.call('HGET', prefix .. 'run:' .. last, 's')
+  if status == 'q' or status == 'r' then
+    go_on(schedule, was, next_due, skipped + 1, 'its last run was going on: ' .. last)
+    return { 5, last }
+  end
+end
 if redis.call('EXISTS', KEYS[3]) == 0 then return { -1 } end
+if schedule ~= '' then
+  go_on(schedule, was, next_due, skipped, reason)
+  redis.call('HSET', record, 'r', id, 'd', string.format('%.0f', due))
+end
 
 local run = { id = id, key = KEYS[1], s = 'q', launch = 1, created = now, plan = digest, total = total,
   nodes = tonumber(nodes), hooks = '', workflow = workflow, active = #roots, succeeded = 0, fields = {} }

@@ -2,9 +2,12 @@
 --
 -- ARGV[5] task runs to change at most, of each kind
 -- ARGV[6] ms without a sweep after which the store is taken to have been away  [7] ms that leases then get
+-- ARGV[8] '1' when whoever asks fires schedules  [9] ms without such a one after which due times count as missed
+-- ARGV[10] ms after which a schedule that nobody has refreshed is forgotten
 --
--- Reply: {lost, failed, ended, released, resent, busy}; lists of RUN:NUMBER (ended: of runs that failed), and 1
--- when anything is still underway.
+-- Reply: {lost, failed, ended, released, resent, busy, due, next, now, missed}; lists of RUN:NUMBER (ended: of runs
+-- that failed), 1 when anything is still underway, pairs of schedule and due time, then ms: the next due time of
+-- a schedule or a waiting task run or -1, the clock, until when due times count as missed.
 
 local LONGEST_WAIT_MS = 600000
 local limit, outage_ms, grace_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -84,4 +87,30 @@ for _, list in ipairs(redis.call('SMEMBERS', prefix .. 'queues')) do
     end
   end
 end
-return { lost, failed, ended, released, resent, busy > 0 and 1 or 0 }
+
+local coming, missed, next_due = {}, 0, -1
+if ARGV[8] == '1' then
+  local clock = string.format('%.0f', now)
+  local known = redis.call('HMGET', prefix .. 'sweep', 'fires', 'missed')
+  missed = tonumber(known[2]) or 0
+  if known[1] and now - tonumber(known[1]) > tonumber(ARGV[9]) then
+    missed = now
+    redis.call('HSET', prefix .. 'sweep', 'missed', clock)
+  end
+  redis.call('HSET', prefix .. 'sweep', 'fires', clock)
+  local nobodys = now - tonumber(ARGV[10])
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'schedules', '-inf', nobodys, 'LIMIT', 0, limit)) do
+    redis.call('ZREM', timetable, id)
+    redis.call('ZREM', prefix .. 'schedules', id)
+    redis.call('DEL', prefix .. 'schedule:' .. id, prefix .. 'rq:job:' .. id)
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', timetable, '-inf', seconds(now), 'LIMIT', 0, 1000)) do
+    coming[#coming + 1] = id
+    coming[#coming + 1] = due_of(id)
+  end
+  local later = redis.call('ZRANGEBYSCORE', timetable, '(' .. seconds(now), '+inf', 'LIMIT', 0, 1)[1]
+  local waiting = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+  next_due = math.min(later and due_of(later) or math.huge, tonumber(waiting) or math.huge)
+  if next_due == math.huge then next_due = -1 end
+end
+return { lost, failed, ended, released, resent, busy > 0 and 1 or 0, coming, next_due, now, missed }
