@@ -41,6 +41,7 @@ bench: .venv/ready-dev
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.ingress
 	$(BIN)/python -m bench.backlog
+	$(BIN)/python -m bench.schedules
 
 clean:
 	rm -rf .venv .director build dist *.egg-info

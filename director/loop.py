@@ -36,7 +36,7 @@ class Pass(Struct, frozen=True):
     """Runs that were started."""
     swept: Swept
     full: bool
-    """There may be more of the same."""
+    """Another one should follow at once."""
 
 
 class Loop:
@@ -97,8 +97,8 @@ class Loop:
         if self._away:
             logger.info("scheduler.store_back")
             self._away = False
-        if done.full or done.fired:
-            return 0.0  # what is due next may have changed
+        if done.full:
+            return 0.0
         return min(PASS_S, PASS_S if done.swept.next_in_ms is None else done.swept.next_in_ms / 1000)
 
     def make_pass(self) -> Pass:
@@ -109,9 +109,12 @@ class Loop:
         """
         self._look()
         swept = report(self.store.do(self.store.sweep(fires=self._definitions is not None)), "its lease ended")
-        fired = [run for id_, due in swept.due if id_ in self._known for run in self._fire(id_, due, swept)]
+        due = [(id_, at) for id_, at in swept.due if id_ in self._known]
+        fired = [run for id_, at in due for run in self._fire(id_, at, swept)]
         parts = (swept.lost, swept.failed, swept.released, swept.resent)
-        return Pass(fired=tuple(fired), swept=swept, full=any(len(part) >= SWEEP_LIMIT for part in parts))
+        # What has fired, here or elsewhere, may be due again before anything that this pass has seen.
+        full = bool(due) or any(len(part) >= SWEEP_LIMIT for part in parts)
+        return Pass(fired=tuple(fired), swept=swept, full=full)
 
     def _look(self) -> None:
         """Take over changed files; tell the store which schedules are somebody's."""
