@@ -74,12 +74,11 @@ class Context:
         if len(text) == 36:
             return text
         runs, _ = self.do(lambda store: store.list(Filter(limit=1 if text == "latest" else 200)))
-        if text == "latest" and not runs:
-            raise NotFound("There is no run yet.")
-        found = [run.id for run in runs if text == "latest" or run.id.startswith(text)]
+        found = [str(run.id) for run in runs if text == "latest" or run.id.startswith(text)]
         if len(found) != 1:
-            raise NotFound(f'{len(found) or "No"} recent runs have an id that starts with "{text}".')
-        return str(found[0])
+            wrong = f'{len(found) or "No"} recent runs have an id that starts with "{text}".'
+            raise NotFound("There is no run yet." if text == "latest" else wrong)
+        return found[0]
 
     def get(self, run_id: str) -> tuple[FullRun, Plan]:
         """Return all of a run, with its address, and its plan."""
@@ -169,12 +168,10 @@ def check(context: Context, json_: bool) -> int:
     project = definitions.project
     lines = [str(problem) for problem in (*found.problems, *project.problems, *definitions.source_problems())]
     lines += [_placed(warning, settings.home) for warning in settings.warnings]
-    if json_:
-        _print_json({"problems": lines, "workflows": list(project.workflows), "tasks": list(found.tasks)})
-    else:
-        _print_lines(lines)
+    shown = {"problems": lines, "workflows": list(project.workflows), "tasks": list(found.tasks)}
+    _print(json_, shown, lines)
     for note in project.notes:
-        click.echo(f"{note}", err=True)
+        click.echo(note, err=True)
     counts = {"workflow": project.workflows, "task": found.tasks, "source": project.sources, "problem": lines}
     texts = [f"{len(things) or 'no'} {word}{'s' * (len(things) != 1)}" for word, things in counts.items()]
     click.echo(f"{settings.home}: {', '.join(texts[:-1])}: {texts[-1]}", err=True)
@@ -185,9 +182,8 @@ def _placed(warning: str, home: Path) -> str:
     """Put the line of .env that sets a variable before what is said about it; else say where it comes from."""
     if warning.startswith(".env:"):
         return warning
-    name = warning.partition(" ")[0]
-    lines = (home / ".env").read_text().splitlines() if (home / ".env").is_file() else []
-    for number, line in enumerate(lines, 1):
+    name, file = warning.partition(" ")[0], home / ".env"
+    for number, line in enumerate(file.read_text().splitlines() if file.is_file() else (), 1):
         if line.partition("=")[0].split()[-1:] == [name]:
             return f".env:{number}:{line.index(name) + 1}: {warning}"
     return f"environment: {warning}"
@@ -210,13 +206,10 @@ def workflow_list(context: Context, json_: bool) -> None:
 
     workflows = context.definitions().project.workflows
     known = context.do(lambda store: store.state(list(workflows))).workflows
-    if json_:
-        _print_json(
-            [{**msgspec.to_builtins(workflows[name]), **msgspec.to_builtins(known[name])} for name in workflows]
-        )
-        return
-    lines = [(name, known[name].status, known[name].last_run, known[name].last_success_at) for name in workflows]
-    _print_table(("WORKFLOW", "STATUS", "LAST RUN", "LAST SUCCESS"), lines)
+    rows = [(name, known[name].status, known[name].last_run, known[name].last_success_at) for name in workflows]
+    plain = msgspec.to_builtins
+    shown = [{**plain(workflow), **plain(known[name])} for name, workflow in workflows.items()]
+    _print(json_, shown, _table(("WORKFLOW", "STATUS", "LAST RUN", "LAST SUCCESS"), rows))
 
 
 @workflow.command("show")
@@ -228,10 +221,7 @@ def workflow_show(context: Context, name: str, json_: bool) -> None:
     from director.render import definition_lines
 
     found = context.definitions().workflow(name)
-    if json_:
-        _print_json(found)
-    else:
-        _print_lines(definition_lines(found))
+    _print(json_, found, definition_lines(found))
 
 
 @workflow.command("run")
@@ -254,10 +244,8 @@ def workflow_run(context: Context, name: str, payload: str, comment: str, follow
         new = context.engine.start(definition, given, trigger={"kind": "cli"}, comment=comment)
         run_id = context.do(lambda store: store.start(new)).run_id
         watches = follow or host.sees_through
-        if not json_:
-            _print_lines([run_id])
-        elif not watches:
-            _print_json({"id": run_id, "workflow": name, "status": "queued"})
+        if not (json_ and watches):
+            _print(json_, {"id": run_id, "workflow": name, "status": "queued"}, [run_id])
         return _watch(context, run_id, json_=json_, draw=follow, tend=host.tend) if watches else 0
 
 
@@ -283,7 +271,7 @@ def _payload(text: str) -> dict[str, Any]:
 def _watch(
     context: Context, run_id: str, *, json_: bool, draw: bool, tend: Callable[[], None] = lambda: None
 ) -> int:
-    """Wait for a run's end; return the exit status."""
+    """Wait for a run's end, calling `tend` meanwhile; return the exit status."""
     from director.render import follow
 
     def look() -> tuple[FullRun, Plan]:
@@ -297,7 +285,7 @@ def _watch(
     definition = context.definitions().project.workflows.get(first.workflow)
     run = follow(look, definition, draw=draw and not json_)
     if json_:
-        _print_json(run)
+        _print(json_, run)
     elif not draw:
         click.echo(f"{run.workflow} {run.status}", err=True)
         if run.error:
@@ -324,15 +312,13 @@ def runs_list(context: Context, name: str | None, status: str | None, limit: int
     from director.store.base import Filter
 
     found, following = context.do(lambda store: store.list(Filter(workflow=name, status=status, limit=limit)))
-    if json_:
-        _print_json({"runs": [context.with_url(run) for run in found], "next": following})
-        return
-    lines = []
+    rows = []
     for run in found:
         took = None if run.duration_s is None else f"{run.duration_s:.1f}s"
         error = f"{run.error.task}: {run.error.type}" if run.error else ""
-        lines.append((run.id, run.workflow, run.status, run.created_at, took, error))
-    _print_table(("RUN", "WORKFLOW", "STATUS", "CREATED", "TOOK", "ERROR"), lines)
+        rows.append((run.id, run.workflow, run.status, run.created_at, took, error))
+    shown = {"runs": [context.with_url(run) for run in found], "next": following}
+    _print(json_, shown, _table(("RUN", "WORKFLOW", "STATUS", "CREATED", "TOOK", "ERROR"), rows))
 
 
 @runs.command("show")
@@ -344,10 +330,7 @@ def runs_show(context: Context, run: str, json_: bool) -> None:
     from director.render import run_lines
 
     found, plan = context.get(context.run_id(run))
-    if json_:
-        _print_json(found)
-    else:
-        _print_lines(run_lines(found, plan, context.definitions().project.workflows.get(found.workflow)))
+    _print(json_, found, run_lines(found, plan, context.definitions().project.workflows.get(found.workflow)))
 
 
 @runs.command("watch")
@@ -376,19 +359,23 @@ def relaunch(context: Context, run: str, origin: str, plan: bool, follow: bool, 
         return context.engine.relaunch(*context.get(run_id), find, origin=origin, trigger={"kind": "cli"})
 
     # Planned first: what cannot be relaunched is said before anything is set up.
-    done, watches = relaunched(), False
-    with contextlib.ExitStack() as stack:
-        if not plan:
-            host = stack.enter_context(Host(context.settings, context.store))
-            done, watches = relaunched(), follow or host.sees_through
-            context.do(lambda store: store.carry_out(done.order))
-        if not json_:
-            _print_lines([done.id])
-            click.echo(f"runs   {', '.join(done.rerun) or '-'}\nkeeps  {', '.join(done.keep) or '-'}", err=True)
-            click.echo(done.note, err=True, nl=bool(done.note))
-        elif not watches:
-            _print_json({"id": done.id, "rerun": done.rerun, "keep": done.keep, "note": done.note})
+    done = relaunched()
+    if plan:
+        _print_relaunch(done, json_)
+        return 0
+    with Host(context.settings, context.store) as host:
+        done, watches = relaunched(), follow or host.sees_through
+        context.do(lambda store: store.carry_out(done.order))
+        if not (json_ and watches):
+            _print_relaunch(done, json_)
         return _watch(context, done.id, json_=json_, draw=follow, tend=host.tend) if watches else 0
+
+
+def _print_relaunch(done: Relaunched, json_: bool) -> None:
+    _print(json_, {"id": done.id, "rerun": done.rerun, "keep": done.keep, "note": done.note}, [done.id])
+    if not json_:
+        click.echo(f"runs   {', '.join(done.rerun) or '-'}\nkeeps  {', '.join(done.keep) or '-'}", err=True)
+        click.echo(done.note, err=True, nl=bool(done.note))
 
 
 @click.command()
@@ -401,10 +388,7 @@ def cancel(context: Context, run: str, json_: bool) -> None:
 
     run_id = context.run_id(run)
     context.do(lambda store: store.cancel(run_id, new_token()))
-    if json_:
-        _print_json({"id": run_id, "status": "canceled"})
-    else:
-        _print_lines([run_id])
+    _print(json_, {"id": run_id, "status": "canceled"}, [run_id])
 
 
 for group in (runs, workflow):
@@ -426,23 +410,17 @@ def sources() -> None:
 def sources_list(context: Context, json_: bool) -> None:
     """List sources, and whether each is open."""
     definitions = context.definitions()
-    base, is_open = context.settings.local_url, definitions.is_open
-    lines = [
-        (
-            name,
-            source.preset,
-            "open" if is_open(source) else "closed",
-            f"{base}/hooks/{name}",
-            ", ".join(source.secrets),
-        )
+    rows = [
+        {
+            "name": name,
+            "scheme": source.preset,
+            "state": "open" if definitions.is_open(source) else "closed",
+            "url": f"{context.settings.local_url}/hooks/{name}",
+            "secrets": ", ".join(source.secrets),
+        }
         for name, source in definitions.project.sources.items()
     ]
-    if json_:
-        _print_json(
-            [dict(zip(("name", "scheme", "state", "url", "secrets"), line, strict=True)) for line in lines]
-        )
-    else:
-        _print_table(("SOURCE", "SCHEME", "STATE", "URL", "SECRETS"), lines)
+    _print(json_, rows, _table(("SOURCE", "SCHEME", "STATE", "URL", "SECRETS"), [row.values() for row in rows]))
 
 
 @sources.command("sign")
@@ -457,10 +435,10 @@ def sources_sign(context: Context, name: str, file: Path, event: str, send: bool
 
     request = deliver.signed(context.settings, context.definitions(), name, file, event)
     if not send:
-        _print_lines([deliver.curl_line(request, file)])
+        click.echo(deliver.curl_line(request, file))
         return 0
     status, body = deliver.send(request)
-    _print_lines([body])
+    click.echo(body)
     click.echo(f"HTTP {status}", err=True)
     return 0 if status < 300 else 1
 
@@ -478,38 +456,32 @@ def sources_test(context: Context, name: str, file: Path, event: str | None, jso
     from director import deliver
 
     answer = deliver.dry_run(context.definitions(), name, file, event)
-    if json_:
-        _print_json(answer)
-        return
-    for start in answer["starts"]:
-        click.echo(f"{start['workflow']} starts with {msgspec.json.encode(start['payload']).decode()}")
-    for other in answer["others"]:
-        click.echo(f"{other['workflow']} does not start: {other['reason']}")
-    if not answer["starts"] and not answer["others"]:
-        click.echo(f'no workflow has a trigger for source "{name}"')
+    lines = [
+        *(
+            f"{it['workflow']} starts with {msgspec.json.encode(it['payload']).decode()}"
+            for it in answer["starts"]
+        ),
+        *(f"{it['workflow']} does not start: {it['reason']}" for it in answer["others"]),
+    ]
+    _print(json_, answer, lines or [f'no workflow has a trigger for source "{name}"'])
 
 
 # Printing ----------------------------------------------------------------------------------------
 
 
-def _print_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line)
-    sys.stdout.flush()
-
-
-def _print_json(value: Any) -> None:
+def _print(json_: bool, value: Any, lines: Iterable[str] = ()) -> None:
+    """Print a value as JSON, for programs, or lines for people."""
     import msgspec
 
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    for line in [msgspec.json.format(msgspec.json.encode(value), indent=2).decode()] if json_ else lines:
+        click.echo(line)
 
 
-def _print_table(head: Sequence[str], lines: Sequence[Sequence[str | None]]) -> None:
-    cells = [head, *(["-" if cell is None else cell for cell in line] for line in lines)]
+def _table(head: Sequence[str], rows: Sequence[Iterable[str | None]]) -> list[str]:
+    """Return lines of aligned columns; `-` where nothing is."""
+    cells = [head, *(["-" if cell is None else cell for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    _print_lines(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
-    )
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -530,8 +502,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(args: list[str]) -> int:
     try:
         with cli.make_context("director", args) as context:
-            status = cli.invoke(context)
-        sys.stdout.flush()
+            return cli.invoke(context) or 0
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except click.ClickException as exc:
@@ -546,4 +517,3 @@ def _guarded(args: list[str]) -> int:
         # The reader has gone (`| head`); Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    return status if isinstance(status, int) else 0

@@ -29,14 +29,9 @@ Stamp = tuple[tuple[str, int, int], ...]
 
 
 def load(home: Path, *, tasks: Mapping[str, str] | None = None) -> Project:
-    """Read every workflow file of a project: `workflows/**/*.yml`, `*.yaml` and `workflows.yml`.
+    """Return what `workflows/**/*.yml`, `*.yaml` and `workflows.yml` say, and all that is wrong in them.
 
-    Args:
-        home: the project's folder.
-        tasks: registered task → module file; None when `tasks/` was not imported: names are not checked.
-
-    Returns:
-        All that has no problem, and all problems of all files, sorted.
+    `tasks`: registered task → module file; None when `tasks/` was not imported: names are not checked.
     """
     return Definitions(home, {}, tasks).project
 
@@ -44,10 +39,8 @@ def load(home: Path, *, tasks: Mapping[str, str] | None = None) -> Project:
 class Definitions:
     """The project in service: one refresher, many readers.
 
-    Args:
-        home: the project's folder.
-        environ: where sources find their secrets.
-        tasks: as in `load`; may be set later, the next `refresh` reads the files again.
+    `environ` is where sources find their secrets. `tasks`, as in `load`, may be set later: the next `refresh`
+    reads the files again.
     """
 
     def __init__(
@@ -89,9 +82,7 @@ class Definitions:
         if name in project.workflows:
             return project.workflows[name]
         if problems := project.broken.get(name):
-            raise DefinitionError(
-                f"Workflow {name} has problems and cannot be started.", [str(p) for p in problems]
-            )
+            raise DefinitionError(f"Workflow {name} has problems and cannot be started.", [*map(str, problems)])
         hint = did_you_mean(name, project.workflows)
         raise NotFound(f"No workflow is named {quote(name)}." + (f" {hint[0].upper()}{hint[1:]}" if hint else ""))
 
@@ -107,10 +98,12 @@ class Definitions:
         """Return what is wrong with the secrets of sources: none is set, or one can never match."""
         found = []
         for source in self.project.sources.values():
-            scheme, texts = signing.scheme(source.scheme), []
-            for variable, secret in zip(source.secrets, self.secrets(source), strict=True):
-                if secret and not signing.usable(scheme, secret):
-                    texts.append(f"{variable} is not {scheme.secret_encoding}, so it never matches")
+            scheme = signing.scheme(source.scheme)
+            texts = [
+                f"{variable} is not {scheme.secret_encoding}, so it never matches"
+                for variable, secret in zip(source.secrets, self.secrets(source), strict=True)
+                if secret and not signing.usable(scheme, secret)
+            ]
             if not self.is_open(source):
                 texts.append(f"is closed: set {' or '.join(source.secrets)} in the environment or .env")
             for said in texts:

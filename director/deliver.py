@@ -30,12 +30,7 @@ def _source(definitions: Definitions, name: str) -> Source:
 
 
 def signed(settings: Settings, definitions: Definitions, name: str, file: Path, event: str) -> SignedRequest:
-    """Return a request that the source's endpoint accepts, with a fresh delivery id.
-
-    Raises:
-        NotFound: no such source.
-        DirectorError: none of its secrets is set.
-    """
+    """Return a request that the source's endpoint accepts, with a fresh delivery id."""
     source = _source(definitions, name)
     made = scheme(source.scheme)
     secret = next(filter(None, definitions.secrets(source)), None)
@@ -58,11 +53,7 @@ def curl_line(request: SignedRequest, file: Path) -> str:
 
 
 def send(request: SignedRequest) -> tuple[int, str]:
-    """Send a request; return status and body.
-
-    Raises:
-        DirectorError: nobody answers.
-    """
+    """Send a request; return status and body. Raise DirectorError when nobody answers."""
     import urllib.error
     import urllib.request
 
@@ -91,9 +82,9 @@ def dry_run(definitions: Definitions, name: str, file: Path, event: str | None) 
     starts: list[dict[str, Any]] = []
     others = [{"workflow": workflow, "reason": reason} for workflow, reason in routing.reasons]
     for match in routing.matches:
+        name = match.workflow.name
         try:
-            payload = check_payload(match.workflow, match.payload)
-            starts.append({"workflow": match.workflow.name, "payload": payload})
+            starts.append({"workflow": name, "payload": check_payload(match.workflow, match.payload)})
         except InvalidPayload as exc:
-            others.append({"workflow": match.workflow.name, "reason": str(exc)})
+            others.append({"workflow": name, "reason": str(exc)})
     return {"event": event, "starts": starts, "others": others}

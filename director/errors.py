@@ -26,21 +26,23 @@ class SettingsError(DirectorError):
     """The environment or `.env` holds something unusable."""
 
 
-class DefinitionError(DirectorError):
-    """A workflow has problems and cannot be started.
+class _Listing(DirectorError):
+    """A sentence, and lines that say where."""
 
-    Args:
-        message: one sentence.
-        problems: one line each, `file:line:column: text`.
-    """
-
-    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
-        super().__init__(message, tuple(problems))
-        self.message = message
-        self.problems = tuple(problems)
+    def __init__(self, message: str, lines: Sequence[str] = ()) -> None:
+        super().__init__(message, tuple(lines))
 
     def __str__(self) -> str:
-        return self.message
+        return str(self.args[0])
+
+
+class DefinitionError(_Listing):
+    """A workflow has problems and cannot be started."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line each, `file:line:column: text`."""
+        return tuple(self.args[1])
 
 
 class NotFound(DirectorError):
@@ -51,21 +53,13 @@ class Conflict(DirectorError):
     """The present state does not allow it; nothing was changed."""
 
 
-class InvalidPayload(DirectorError):
-    """The payload is refused.
+class InvalidPayload(_Listing):
+    """The payload is refused."""
 
-    Args:
-        message: one sentence.
-        paths: where, one line each, as `$.order.id: 'x' is not of type 'integer'`.
-    """
-
-    def __init__(self, message: str, paths: Sequence[str] = ()) -> None:
-        super().__init__(message, tuple(paths))
-        self.message = message
-        self.paths = tuple(paths)
-
-    def __str__(self) -> str:
-        return self.message
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where, one line each, as `$.order.id: 'x' is not of type 'integer'`."""
+        return tuple(self.args[1])
 
 
 class TooLarge(DirectorError):

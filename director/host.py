@@ -59,19 +59,14 @@ class Host:
         role, pid = self._lock.holder()
         self._beside_command = role == "command"
         if role == "web":
-            print(
-                f"The service on {self._settings.data_dir} (process {pid}) runs without a worker: the run waits.",
-                file=sys.stderr,
-            )
+            where = f"{self._settings.data_dir} (process {pid})"
+            print(f"The service on {where} runs without a worker: the run waits.", file=sys.stderr)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is KeyboardInterrupt and self._worker is not None:
-            print(
-                "Stopped. What has not ended goes on with `director up`, or beside the next run.", file=sys.stderr
-            )
+    def __exit__(self, _: type[BaseException] | None, exc: BaseException | None, __: TracebackType | None) -> None:
+        if isinstance(exc, KeyboardInterrupt) and self._worker is not None:
+            text = "Stopped. What has not ended goes on with `director up`, or beside the next run."
+            print(text, file=sys.stderr)
         # A service that stops gives what it executes for others its grace too.
         self._stop(self._settings.grace_s if exc is None else 0.0)
 
@@ -80,9 +75,7 @@ class Host:
         if self._worker is None:
             if self._beside_command and self._lock.try_acquire("command"):
                 self._start()
-            return
-        failed = self._worker.failed or (self._loop.failed if self._loop else None)
-        if failed is not None:
+        elif failed := self._worker.failed or (self._loop.failed if self._loop else None):
             raise DirectorError(f"Nothing executes the run any more: {type(failed).__name__}: {failed}")
 
     def _start(self) -> None:

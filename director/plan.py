@@ -20,12 +20,7 @@ DEFAULT_QUEUE = "celery"
 
 
 def build(workflow: Workflow, options: Mapping[str, TaskOptions] | None = None) -> Plan:
-    """Return the plan of a workflow.
-
-    Args:
-        workflow: a checked definition.
-        options: what is known of the tasks' decorators; a task that is missing there never runs ahead.
-    """
+    """Return the plan of a checked workflow; a task whose decorator is not in `options` never runs ahead."""
     return _Builder(workflow, options or {}).plan()
 
 
@@ -66,24 +61,23 @@ class _Builder:
         self.place(Chain(name="", members=self.workflow.tasks), (), "none")
         total = len(self.nodes)
         # While placing, joins are numbered -1, -2, …; now that the count is known they follow the task runs.
-        parents = [node.parents for node in self.nodes] + self.joins
-        parents = [tuple(p if p >= 0 else total - p - 1 for p in line) for line in parents]
-        children: list[list[int]] = [[] for _ in parents]
+        joins = [Node(key=f"+{number}", task="", parents=line) for number, line in enumerate(self.joins, 1)]
+        nodes = self.nodes + joins
+        parents = [tuple(p if p >= 0 else total - p - 1 for p in node.parents) for node in nodes]
+        children: list[list[int]] = [[] for _ in nodes]
         for number, line in enumerate(parents):
             for parent in line:
                 children[parent].append(number)
-        nodes = self.nodes + [Node(key=f"+{i + 1}", task="") for i in range(len(self.joins))]
+        edges = zip(nodes, parents, map(tuple, children), strict=True)
+        replace = msgspec.structs.replace
         plan = Plan(
             workflow=self.workflow.name,
-            nodes=tuple(
-                msgspec.structs.replace(node, parents=parents[i], children=tuple(children[i]))
-                for i, node in enumerate(nodes)
-            ),
+            nodes=tuple(replace(node, parents=above, children=below) for node, above, below in edges),
             total=total,
             success_hook=self.hook(self.workflow.hooks.success),
             failure_hook=self.hook(self.workflow.hooks.failure),
         )
-        return msgspec.structs.replace(plan, digest=sha256(msgspec.json.encode(plan)).hexdigest()[:16])
+        return replace(plan, digest=sha256(msgspec.json.encode(plan)).hexdigest()[:16])
 
     def hook(self, name: str | None) -> Node | None:
         return self.node(Call(name=name), name, (), "none") if name else None
@@ -115,7 +109,7 @@ class _Builder:
         return key
 
     def node(self, call: Call, key: str, parents: tuple[int, ...], shape: Shape) -> Node:
-        known = self.options.get(call.name)
+        known, of = self.options.get(call.name), self.workflow
         option = known or TaskOptions()
         timeout_s = call.timeout or option.time_limit
         return Node(
@@ -123,11 +117,7 @@ class _Builder:
             task=call.name,
             parents=parents,
             shape=shape,
-            queue=call.queue
-            or self.workflow.queues.get(call.name)
-            or self.workflow.queue
-            or option.queue
-            or DEFAULT_QUEUE,
+            queue=call.queue or of.queues.get(call.name) or of.queue or option.queue or DEFAULT_QUEUE,
             priority=option.priority or 0,
             retries=call.retries,
             backoff=call.backoff,

@@ -33,24 +33,17 @@ class Registered(Struct, frozen=True):
 
     @property
     def file(self) -> str:
-        """Where the function stands."""
         return self.function.__code__.co_filename
 
     @property
     def line(self) -> int:
-        """Where the function stands; decorators count."""
         return self.function.__code__.co_firstlineno
 
     def published(self) -> TaskOptions:
-        """Return what those who build messages need to know of the options.
-
-        Raises:
-            ValidationError: an option is of the wrong kind.
-        """
-        known = {name: self.options.get(name) for name in ("queue", "priority", "time_limit", "soft_time_limit")}
-        limits = ("time_limit", "soft_time_limit", "rate_limit")
-        limited = any(self.options.get(name) is not None for name in limits)
-        return msgspec.convert({**known, "limited": limited}, TaskOptions)
+        """Return what builders of messages need to know; raise ValidationError for an option of a wrong kind."""
+        given = {name: value for name, value in self.options.items() if value is not None}
+        limited = any(name in given for name in ("time_limit", "soft_time_limit", "rate_limit"))
+        return msgspec.convert({**given, "limited": limited}, TaskOptions)
 
 
 class Discovery(Struct, frozen=True):
@@ -79,14 +72,11 @@ _current = threading.local()
 
 
 def task(*args: Any, **options: Any) -> Any:
-    """Register a function as a task.
+    """Register a function as a task; return the function itself, to be called and tested as it is.
 
     Args:
         name: how workflows call it; default the function's name.
         options: any of Celery's task options: `bind`, `queue`, `autoretry_for`, `time_limit`, …
-
-    Returns:
-        The function itself, so that it can be called and tested as it is.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -188,11 +178,10 @@ def _relative(home: Path, file: str) -> str:
 def _import_problem(home: Path, path: Path, exc: BaseException) -> Problem:
     """Point at the deepest line of the project's own, and show the way there."""
     own = [frame for frame in traceback.extract_tb(exc.__traceback__) if Path(frame.filename).is_relative_to(home)]
-    file, line = path, 1
+    file, line = (own[-1].filename, own[-1].lineno) if own else (str(path), 1)
     if isinstance(exc, SyntaxError) and exc.filename:
-        file, line = Path(exc.filename), exc.lineno or 1
-    elif own:
-        file, line = Path(own[-1].filename), own[-1].lineno or 1
+        file, line = exc.filename, exc.lineno
     way = " > ".join(f"{_relative(home, frame.filename)}:{frame.lineno} {frame.line}" for frame in own[-3:])
     text = f"{NOT_IMPORTED}: {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
-    return Problem(file=_relative(home, str(file)), line=line, column=1, text=f"{text} ({way})" if way else text)
+    text += f" ({way})" if way else ""
+    return Problem(file=_relative(home, file), line=line or 1, column=1, text=text)

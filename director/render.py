@@ -5,29 +5,22 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 
 from director import plan, states
 from director.models import Call, Element, FullRun, Plan, Struct, TaskRun, Workflow, time_ms, time_text
 
 LOOK_S = 0.1
-MARK = {
-    states.PENDING: "·",
-    states.QUEUED: "○",
-    states.RUNNING: "▶",
-    states.RETRYING: "↻",
-    states.SUCCEEDED: "✓",
-    states.FAILED: "✗",
-    states.CANCELED: "■",
-    states.SKIPPED: "-",
+STYLE = {
+    states.PENDING: ("·", "not bold"),
+    states.QUEUED: ("○", "not bold"),
+    states.RUNNING: ("▶", "not bold cyan"),
+    states.RETRYING: ("↻", "not bold yellow"),
+    states.SUCCEEDED: ("✓", "not bold green"),
+    states.FAILED: ("✗", "not bold red"),
+    states.CANCELED: ("■", "not bold yellow"),
+    states.SKIPPED: ("-", "not bold"),
 }
-COLOR = {
-    states.RUNNING: "cyan",
-    states.RETRYING: "yellow",
-    states.SUCCEEDED: "green",
-    states.FAILED: "red",
-    states.CANCELED: "yellow",
-}
+"""Status → mark and style."""
 MAX_RESULT = 60
 
 Look = Callable[[], tuple[FullRun, Plan]]
@@ -44,19 +37,15 @@ class Row(Struct, frozen=True):
 
     def line(self, name: str, now: int) -> str:
         """Return mark, name, status, time taken, tries and result; `now` is where a running one has come to."""
-        if self.task is None:
-            return f"  {name}"
         task = self.task
-        end = time_ms(task.ended_at) if task.ended_at else now if task.status == states.RUNNING else None
-        took = (
-            ""
-            if task.started_at is None or end is None
-            else f"{max(0, end - time_ms(task.started_at)) / 1000:.2f}s"
-        )
+        if task is None:
+            return f"  {name}"
+        timed = task.ended_at or task.status == states.RUNNING
+        took = _took(task.started_at, task.ended_at, now) if timed else ""
         tries = f"try {task.attempts}" if task.attempts > 1 else ""
         result = bytes(task.result).decode() if task.result is not None and task.status == states.SUCCEEDED else ""
         result = result if len(result) <= MAX_RESULT else result[: MAX_RESULT - 1] + "…"
-        return f"{MARK[task.status]} {name:<28} {task.status:<10} {took:>8}  {tries:<6} {result}".rstrip()
+        return f"{STYLE[task.status][0]} {name:<28} {task.status:<10} {took:>8}  {tries:<6} {result}".rstrip()
 
     def tree_line(self, now: int) -> str:
         """Return the line with its name indented."""
@@ -64,11 +53,7 @@ class Row(Struct, frozen=True):
 
 
 def rows(run: FullRun, pinned: Plan, workflow: Workflow | None) -> list[Row]:
-    """Return the lines of a run, groups nested as in the workflow.
-
-    Without a workflow, or with one whose tasks have changed since the run started, task runs just stand
-    below each other.
-    """
+    """Return a run's lines, nested as in the workflow where that still has the same tasks."""
     tasks = [task for task in run.tasks if not task.hook]
     if workflow is not None and plan.same_shape(plan.build(workflow), pinned):
         found = list(_nested(workflow.tasks, iter(tasks), 0, ""))
@@ -78,10 +63,9 @@ def rows(run: FullRun, pinned: Plan, workflow: Workflow | None) -> list[Row]:
 
 
 def _nested(members: Iterable[Element], tasks: Iterator[TaskRun], depth: int, above: str) -> Iterator[Row]:
-    """Yield the rows of some members; task runs are numbered in the order of the YAML."""
     for member in members:
         if isinstance(member, Call):
-            task = next(tasks)
+            task = next(tasks)  # they are numbered in the order of the YAML
             yield Row(depth, above + task.key, task)
         else:
             yield Row(depth, above + member.name)
@@ -91,9 +75,8 @@ def _nested(members: Iterable[Element], tasks: Iterator[TaskRun], depth: int, ab
 def definition_lines(workflow: Workflow) -> list[str]:
     """Return a workflow as a tree, its hooks and what starts it."""
     lines = [f"{workflow.name}  {workflow.description}".rstrip(), *_tree(workflow.tasks, "")]
-    for kind, hook in (("success", workflow.hooks.success), ("failure", workflow.hooks.failure)):
-        if hook:
-            lines.append(f"on {kind}: {hook}")
+    hooks = {"success": workflow.hooks.success, "failure": workflow.hooks.failure}
+    lines += [f"on {kind}: {hook}" for kind, hook in hooks.items() if hook]
     for trigger in workflow.triggers:
         events = f" {' or '.join(trigger.events)}" if trigger.events else ""
         when, off = f" when {trigger.when}" if trigger.when else "", "" if trigger.enabled else " (disabled)"
@@ -103,14 +86,14 @@ def definition_lines(workflow: Workflow) -> list[str]:
 
 def _tree(members: tuple[Element, ...], indent: str) -> Iterator[str]:
     for member in members:
-        last = member is members[-1]
+        mark, below = ("└─", "   ") if member is members[-1] else ("├─", "│  ")
         if isinstance(member, Call):
             options = {name: getattr(member, name) for name in ("queue", "retries", "backoff", "timeout")}
             more = " ".join(f"{name}={value}" for name, value in options.items() if value is not None)
-            yield f"{indent}{'└─' if last else '├─'} {member.name}  {more}".rstrip()
+            yield f"{indent}{mark} {member.name}  {more}".rstrip()
         else:
-            yield f"{indent}{'└─' if last else '├─'} {member.name} ({type(member).__name__.lower()})"
-            yield from _tree(member.members, indent + ("   " if last else "│  "))
+            yield f"{indent}{mark} {member.name} ({type(member).__name__.lower()})"
+            yield from _tree(member.members, indent + below)
 
 
 def run_lines(run: FullRun, pinned: Plan, workflow: Workflow | None) -> list[str]:
@@ -152,32 +135,28 @@ def follow(look: Look, workflow: Workflow | None, *, draw: bool) -> FullRun:
     while True:
         run, pinned = look()
         over = _is_over(run)
-        lines = chain(_changes(run, pinned, workflow, seen), _outcome(run) if over else ())
-        for line in lines if draw else ():
-            print(line, flush=True)
+        if draw:
+            for line in (*_changes(run, rows(run, pinned, workflow), seen), *(_outcome(run) if over else ())):
+                print(line, flush=True)
         if over:
             return run
         time.sleep(LOOK_S)
 
 
-def _changes(
-    run: FullRun, pinned: Plan, workflow: Workflow | None, seen: dict[int, tuple[str, int]]
-) -> Iterator[str]:
-    """Yield a line for each task run that has changed, in the order of the changes."""
+def _changes(run: FullRun, lines: list[Row], seen: dict[int, tuple[str, int]]) -> list[str]:
+    """Return a line for each task run that has changed, in the order of the changes."""
     found = []
-    for row in rows(run, pinned, workflow):
+    for row in lines:
         task = row.task
         if task is None or seen.get(task.number) == (task.status, task.attempts):
             continue
         seen[task.number] = (task.status, task.attempts)
         if task.status not in (states.PENDING, states.QUEUED):
-            now = time_text(_now()) or ""
             at = task.started_at if task.status == states.RUNNING else task.ended_at or run.ended_at
             error = task.error if task.status in (states.FAILED, states.RETRYING) else None
             why = f"  {error.type}: {error.message}".splitlines()[0] if error else ""
-            found.append((at or now, row.line(row.path, 0) + why))
-    for at, line in sorted(found, key=lambda change: change[0]):
-        yield f"{at}  {line}"
+            found.append((at or time_text(_now()), row.line(row.path, 0) + why))
+    return [f"{at}  {line}" for at, line in sorted(found, key=lambda change: change[0] or "")]
 
 
 def _follow_live(look: Look, workflow: Workflow | None) -> FullRun:
@@ -186,10 +165,10 @@ def _follow_live(look: Look, workflow: Workflow | None) -> FullRun:
     from rich.text import Text
 
     def picture(run: FullRun, pinned: Plan) -> Text:
-        text = Text(f"{run.workflow}  {run.status}  {_took(run)}\n", style="bold")
+        took = _took(run.started_at, run.ended_at, _now())
+        text = Text(f"{run.workflow}  {run.status}  {took}\n", style="bold")
         for row in rows(run, pinned, workflow):
-            color = COLOR.get(row.task.status, "") if row.task else ""
-            text.append(row.tree_line(_now()) + "\n", style=f"not bold {color}".strip())
+            text.append(row.tree_line(_now()) + "\n", style=STYLE[row.task.status][1] if row.task else "not bold")
         return text
 
     # What tasks print comes by standard error (`host.Results`), which Live shows above the tree. A proxy before
@@ -215,15 +194,16 @@ def _is_over(run: FullRun) -> bool:
     return run.status in states.ENDED and not any(task.status in states.ACTIVE for task in run.tasks)
 
 
-def _took(run: FullRun) -> str:
-    if run.started_at is None:
+def _took(started_at: str | None, ended_at: str | None, now: int) -> str:
+    if started_at is None:
         return ""
-    took_s = (_now() - time_ms(run.started_at)) / 1000 if run.duration_s is None else run.duration_s
-    return f"{max(0.0, took_s):.2f}s"
+    end = time_ms(ended_at) if ended_at else now
+    return f"{max(0, end - time_ms(started_at)) / 1000:.2f}s"
 
 
 def _outcome(run: FullRun) -> Iterator[str]:
-    yield run.status + (f" in {_took(run)}" if run.started_at else "")
+    took = _took(run.started_at, run.ended_at, _now())
+    yield f"{run.status} in {took}" if took else run.status
     if run.error is not None:
         yield f"{run.error.task}: {run.error.type}: {run.error.message}"
         errors = (task.error for task in run.tasks if task.key == run.error.task and not task.hook)

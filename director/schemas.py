@@ -37,8 +37,7 @@ def read(home: Path, path: str) -> tuple[dict[str, Any] | None, str | None]:
         return None, f"{path} is not JSON"
     if not isinstance(schema, dict):
         return None, f"{path} must hold an object"
-    wrong = problem(schema)
-    return (schema, None) if wrong is None else (None, f"{path}: {wrong}")
+    return (None, f"{path}: {wrong}") if (wrong := problem(schema)) else (schema, None)
 
 
 def problem(schema: Mapping[str, Any]) -> str | None:
@@ -48,8 +47,7 @@ def problem(schema: Mapping[str, Any]) -> str | None:
     if not isinstance(schema.get("$schema", ""), str):
         return '"$schema" must be a text'
     try:
-        validator = _validator(schema)
-        validator.check_schema(schema)
+        _validator(schema).check_schema(schema)
         return next(_dangling(schema), None)
     except SchemaError as exc:
         return _line(exc)

@@ -18,7 +18,6 @@ class Scope:
     def __init__(self, file: str, key: Text | None = None, label: str = "") -> None:
         self.file, self.key, self.label = file, key, label
         self.problems: dict[Problem, None] = {}  # an alias is read once for each place it stands in
-
         self.notes: dict[Problem, None] = {}
         """What is worth saying, and takes nothing out of service."""
 

@@ -108,10 +108,8 @@ class Scheme(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def presets() -> dict[str, dict[str, Any]]:
     """Return the schemes of `schemes.yml` by name."""
-    tree = yamltree.parse((resources.files("director") / "schemes.yml").read_bytes())
-    assert tree is not None
-    found: dict[str, dict[str, Any]] = yamltree.plain(tree, lambda at, text: None)
-    return found
+    tree: Any = yamltree.parse((resources.files("director") / "schemes.yml").read_bytes())
+    return dict(yamltree.plain(tree, lambda at, text: None))
 
 
 def scheme(name_or_mapping: str | Mapping[str, Any]) -> Scheme:
@@ -120,7 +118,7 @@ def scheme(name_or_mapping: str | Mapping[str, Any]) -> Scheme:
     Raises:
         SchemeError: every problem at once. No text shows what was given: it may be a secret in the wrong place.
     """
-    given = {"scheme": name_or_mapping} if not isinstance(name_or_mapping, Mapping) else dict(name_or_mapping)
+    given = dict(name_or_mapping) if isinstance(name_or_mapping, Mapping) else {"scheme": name_or_mapping}
     preset, fields = given.pop("scheme", "hmac"), Scheme.__struct_fields__
     problems: list[tuple[str, str]] = []
     if not isinstance(preset, str) or preset not in presets():
@@ -151,11 +149,9 @@ def _problems(made: Scheme) -> list[tuple[str, str]]:
     content = set(_FIELD.findall(made.signed_content))
     times = (made.timestamp_header, made.timestamp_element, made.timestamp_json)
     where = next((name for name in ("timestamp_header", "timestamp_element") if getattr(made, name)), "")
-    found = [
-        ("signed_content", f"{name} is not known; there are body, timestamp, id, method, path, url")
-        for name in sorted(content.difference(_FIELDS))
-    ]
-    for key, wrong, text in (
+    unknown = "is not known; there are body, timestamp, id, method, path, url"
+    found = [("signed_content", f"{name} {unknown}") for name in sorted(content.difference(_FIELDS))]
+    checks = (
         ("header", not made.header, '"header" is missing: the name of the header that holds the signature'),
         ("signed_content", "{body}" not in content and made.type == "hmac", "the signature must cover {body}"),
         ("signed_content", "{timestamp}" in content and not made.timed,
@@ -166,10 +162,8 @@ def _problems(made: Scheme) -> list[tuple[str, str]]:
         (where, bool(where) and "{timestamp}" not in content,
          "a timestamp that is not signed protects nothing; put {timestamp} into signed_content"),
         ("type", made.type == "token" and made.timed, "a token signs no timestamp"),
-    ):  # fmt: skip
-        if wrong:
-            found.append((key, text))
-    return found
+    )  # fmt: skip
+    return found + [(key, text) for key, wrong, text in checks if wrong]
 
 
 def usable(scheme: Scheme, secret: str) -> bool:
@@ -178,14 +172,7 @@ def usable(scheme: Scheme, secret: str) -> bool:
 
 
 def verify(scheme: Scheme, secrets: Sequence[str | None], request: SignedRequest, *, now: float) -> Verdict:
-    """Check a request's signature against every secret, then its age.
-
-    Args:
-        scheme: of the source.
-        secrets: in order of preference; empty ones never match.
-        request: as it was received.
-        now: POSIX seconds.
-    """
+    """Check a request's signature against every secret (empty ones never match), then its age; `now`: POSIX s."""
     try:
         return _verify(scheme, secrets, request, now)
     except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RecursionError):
@@ -235,10 +222,7 @@ def _verify(scheme: Scheme, secrets: Sequence[str | None], request: SignedReques
 def sign(scheme: Scheme, secret: str, request: SignedRequest, *, now: float) -> list[tuple[str, str]]:
     """Return the headers that make a request verifiable: signature, and timestamp and id where signed.
 
-    An id that the request has already is kept; else it is made from body and time.
-
-    Raises:
-        ValueError: the secret is not written as the scheme says.
+    An id that the request has is kept. Raises ValueError when the secret is not written as the scheme says.
     """
     key = _key(scheme, secret)
     if key is None:
@@ -265,9 +249,8 @@ def sign(scheme: Scheme, secret: str, request: SignedRequest, *, now: float) -> 
 @cache
 def _names(scheme: Scheme) -> dict[str, str]:
     """Return lower-case header → the scheme's own name for it, of the headers that a scheme reads."""
-    read = {
-        name.lower(): name for name in (scheme.timestamp_header, scheme.id_header, scheme.event_header) if name
-    }
+    others = scheme.timestamp_header, scheme.id_header, scheme.event_header
+    read = {name.lower(): name for name in others if name}
     read |= {ALIASES[name]: name for name in read.values() if name in ALIASES}
     return read | {name.lower(): scheme.header for name in (scheme.header, *scheme.header_aliases)}
 
@@ -366,9 +349,8 @@ def _decode(scheme: Scheme, text: str) -> bytes | None:
 def _encode(scheme: Scheme, mac: bytes) -> str:
     if scheme.encoding == "hex":
         return mac.hex()
-    if scheme.encoding == "base64":
-        return base64.b64encode(mac).decode()
-    return base64.urlsafe_b64encode(mac).rstrip(b"=").decode()
+    text = base64.b64encode(mac) if scheme.encoding == "base64" else base64.urlsafe_b64encode(mac).rstrip(b"=")
+    return text.decode()
 
 
 def _bounded(text: str) -> str:

@@ -14,15 +14,8 @@ CANCELED: Final = "canceled"
 SKIPPED: Final = "skipped"
 """Shown for a task run that never ran in a run that has ended; never stored."""
 
-LETTER: Final = {
-    PENDING: "p",
-    QUEUED: "q",
-    RUNNING: "r",
-    RETRYING: "y",
-    SUCCEEDED: "s",
-    FAILED: "f",
-    CANCELED: "c",
-}
+STATES: Final = (PENDING, QUEUED, RUNNING, RETRYING, SUCCEEDED, FAILED, CANCELED)
+LETTER: Final = dict(zip(STATES, "pqrysfc", strict=True))
 """How the stores write a state; the Lua files use these letters."""
 
 WORD: Final = {letter: word for word, letter in LETTER.items()}

@@ -29,6 +29,7 @@ STEADY_S = 60.0
 """A worker that lived so long starts over with the first pause."""
 KILL_AFTER_S = 5.0
 Role = Literal["service", "web", "command"]
+"""A service executes runs while it is there, a web service without a worker none, a command its own run."""
 
 logger = log.get("director.supervisor")
 
@@ -41,12 +42,7 @@ class ServiceLock:
         self._file: IO[bytes] | None = None
 
     def try_acquire(self, role: Role = "service") -> bool:
-        """Take the lock; False when another process holds it.
-
-        Args:
-            role: what `holder` tells others: `service` executes runs for as long as it is there, `web` (a
-                service without a worker) executes none, `command` goes when its own run has ended.
-        """
+        """Take the lock; False when another process holds it. `role` is what `holder` tells others."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = self._path.open("a+b")
@@ -67,10 +63,7 @@ class ServiceLock:
 
     def holder(self) -> tuple[str, str]:
         """Return role and process id of whoever holds the lock, or held it last; empty when that is unknown."""
-        try:
-            role, _, pid = self._path.read_text().partition(" ")
-        except OSError:
-            return "", ""
+        role, _, pid = self._path.read_text().partition(" ") if self._path.is_file() else ("", "", "")
         return role, pid
 
     def release(self) -> None:
@@ -95,9 +88,8 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
         if settings.embedded:
             service.store.do(service.store.state([]))  # a file that cannot be read is said before all else
         _introduce(settings, service, listener)
-        needed = {"scheduler"} if scheduler else set()
-        needed |= {"worker"} if worker else set()
-        server = Server(app, frozenset(needed if settings.embedded else ()))
+        threads = {"scheduler": scheduler, "worker": worker} if settings.embedded else {}
+        server = Server(app, frozenset(name for name, wanted in threads.items() if wanted))
         service.on_death = lambda _: server.stop(1)
         if scheduler and not settings.embedded:
             from director.loop import Loop
@@ -108,7 +100,6 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
             stack.callback(loop.stop)
         if worker and not settings.embedded:
             child = WorkerChild()
-            child.start()
             server.on_stop, server.on_impatience = child.terminate, child.kill
             # Stopped before the loop: while it ends, the loop may still hand on what it releases.
             stack.callback(child.stop, settings.grace_s)
@@ -141,11 +132,10 @@ def _lock(settings: Settings, role: Role) -> ServiceLock:
     lock = ServiceLock(settings.data_dir)
     if not lock.try_acquire(role):
         other, pid = lock.holder()
-        what, do = "A service runs", "Stop it"
-        if other == "command":
-            what, do = "A command executes a run", "Wait for its end"
+        command = other == "command"
         raise DirectorError(
-            f"{what} on {settings.data_dir} already (process {pid}). {do}, or set another DIRECTOR_DATA_DIR."
+            f"A {'command executes a run' if command else 'service runs'} on {settings.data_dir} already (process "
+            f"{pid}). {'Wait for its end' if command else 'Stop it'}, or set another DIRECTOR_DATA_DIR."
         )
     return lock
 
@@ -188,11 +178,11 @@ def _introduce(settings: Settings, service: Service, listener: socket.socket) ->
 def _answers(url: str | None) -> bool:
     """Return whether Redis lets us connect; its client would take 0.1 s to import."""
     parts = urlsplit(url or "")
-    if parts.hostname:
-        try:
+    try:
+        if parts.hostname:
             socket.create_connection((parts.hostname, parts.port or 6379), timeout=0.5).close()
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 
@@ -200,25 +190,18 @@ class WorkerChild:
     """A `director worker` process: restarted with backoff when it dies, stopped with its parent."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
-
-    def start(self) -> None:
-        """Start the process and the thread that watches it."""
-        process = self._spawn()
-        threading.Thread(target=self._watch, args=(process,), name="worker-child", daemon=True).start()
+        self._process = self._spawn()
+        threading.Thread(target=self._watch, name="worker-child", daemon=True).start()
 
     def terminate(self) -> None:
         """Let the process end its work, and start it no more. Fit for a signal handler."""
         self._stopping = True
-        if self._process is not None:
-            self._process.terminate()
+        self._process.terminate()
 
     def stop(self, grace_s: float) -> None:
         """SIGTERM; SIGKILL when it is still there after its grace."""
         self.terminate()
-        if self._process is None:
-            return
         try:
             self._process.wait(grace_s + KILL_AFTER_S)
         except subprocess.TimeoutExpired:
@@ -227,41 +210,39 @@ class WorkerChild:
     def kill(self) -> None:
         """SIGKILL the process and all that it has started, and start it no more."""
         self._stopping = True
-        if self._process is not None:
-            # Pool children outlive a killed parent.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        self._kill_group()
+
+    def _kill_group(self) -> None:
+        # Pool children outlive a killed parent.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C in a terminal reaches the parent only, which then stops it in order.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "director", "worker"],
-            start_new_session=True,
-            env={**os.environ, "DIRECTOR_PARENT": str(os.getpid())},
-        )
-        if self._stopping:
-            self._process.terminate()
-        return self._process
+        command = [sys.executable, "-m", "director", "worker"]
+        env = {**os.environ, "DIRECTOR_PARENT": str(os.getpid())}
+        return subprocess.Popen(command, start_new_session=True, env=env)
 
-    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+    def _watch(self) -> None:
         pause_s, longest_s = BACKOFF_S
         while True:
             started = time.monotonic()
-            status = process.wait()
+            status = self._process.wait()
             if self._stopping:
                 return
             if time.monotonic() - started > STEADY_S:
                 pause_s = BACKOFF_S[0]
             logger.error("worker.exited", status=status, restart_in_s=pause_s)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+            self._kill_group()
             again = time.monotonic() + pause_s
             while time.monotonic() < again:
                 if self._stopping:
                     return
                 time.sleep(0.1)
             pause_s = min(pause_s * 2, longest_s)
-            process = self._spawn()
+            self._process = self._spawn()
+            if self._stopping:  # meanwhile, and the new one was not told
+                self._process.terminate()
 
 
 def die_with_parent() -> None:

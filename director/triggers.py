@@ -47,20 +47,19 @@ class Router:
             if not workflow.enabled:
                 routing.reasons.append((workflow.name, "the workflow is disabled"))
                 continue
-            reason = ""
+            reasons = []
             for number, trigger in enumerate(workflow.triggers, 1):
                 if trigger.source != source:
                     continue
-                wrong = _refusal(trigger, event, body)
-                payload = None
+                wrong, payload = _refusal(trigger, event, body), None
                 if wrong is None:
                     payload, wrong = _payload(trigger, body)
                 if payload is not None:
                     routing.matches.append(Match(workflow=workflow, payload=payload))
                     break
-                reason = f"{reason}; trigger {number}: {wrong}" if reason else f"trigger {number}: {wrong}"
+                reasons.append(f"trigger {number}: {wrong}")
             else:
-                routing.reasons.append((workflow.name, reason))
+                routing.reasons.append((workflow.name, "; ".join(reasons)))
         return routing
 
 
@@ -77,7 +76,7 @@ def _refusal(trigger: Trigger, event: str, body: object) -> str | None:
         return f"when `{trigger.when}` failed: {wrong}"
     # JMESPath's own truth: 0 is true; false, null and what is empty are not.
     if value is None or value is False or value in ("", [], {}):
-        return f"when `{trigger.when}` gave {_short(value)}"
+        return f"when `{trigger.when}` gave {msgspec.json.encode(value).decode()}"
     return None
 
 
@@ -118,10 +117,6 @@ def _search(expression: str, body: object) -> tuple[Any, str | None]:
         return _compiled(expression).search(body), None
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as exc:
         return None, (str(exc).splitlines() or [type(exc).__name__])[0]
-
-
-def _short(value: object) -> str:
-    return msgspec.json.encode(value).decode()[:60]
 
 
 def check_expression(text: str) -> str | None:
