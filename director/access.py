@@ -32,7 +32,7 @@ def authorize(token: str | None, *, peer: str | None, headers: Mapping[str, str]
     Args:
         token: DIRECTOR_TOKEN.
         peer: the address that the connection comes from; None for a unix socket.
-        headers: by lower-case name, repeats joined by a comma; each character is one byte, as in latin-1.
+        headers: by lower-case name, repeats joined by a comma; read as latin-1.
     """
     if token:
         kind, _, given = headers.get("authorization", "").partition(" ")

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from director.models import FullRun, Plan
     from director.store.base import Described, Store
 
-as_json = click.option("--json", "json_", is_flag=True, help="Print JSON for programs.")
 body_file = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+def as_json(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command print JSON; it takes the context too."""
+    return click.option("--json", "json_", is_flag=True, help="Print JSON for programs.")(click.pass_obj(command))
 
 
 class Context:
@@ -154,7 +158,6 @@ def _need_redis(settings: Settings, what: str) -> None:
 
 @cli.command()
 @as_json
-@click.pass_obj
 def check(context: Context, json_: bool) -> int:
     """Check files, tasks, settings and secrets; exit 1 with file:line:column for each problem."""
     from director.registry import discover
@@ -199,7 +202,6 @@ def workflow() -> None:
 
 @workflow.command("list")
 @as_json
-@click.pass_obj
 def workflow_list(context: Context, json_: bool) -> None:
     """List workflows with their last run."""
     import msgspec
@@ -215,7 +217,6 @@ def workflow_list(context: Context, json_: bool) -> None:
 @workflow.command("show")
 @click.argument("name")
 @as_json
-@click.pass_obj
 def workflow_show(context: Context, name: str, json_: bool) -> None:
     """Show a workflow's tasks and triggers."""
     from director.render import definition_lines
@@ -230,7 +231,6 @@ def workflow_show(context: Context, name: str, json_: bool) -> None:
 @click.option("--comment", default="", help="Kept with the run.")
 @click.option("--follow", is_flag=True, help="Watch the run to its end.")
 @as_json
-@click.pass_obj
 def workflow_run(context: Context, name: str, payload: str, comment: str, follow: bool, json_: bool) -> int:
     """Start a run. PAYLOAD is JSON, @FILE, or - for standard input."""
     from director.definitions import check_payload
@@ -306,7 +306,6 @@ def runs() -> None:
 @click.option("--status", type=click.Choice(RUN_STATES))
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 200))
 @as_json
-@click.pass_obj
 def runs_list(context: Context, name: str | None, status: str | None, limit: int, json_: bool) -> None:
     """List runs, newest first."""
     from director.store.base import Filter
@@ -324,7 +323,6 @@ def runs_list(context: Context, name: str | None, status: str | None, limit: int
 @runs.command("show")
 @click.argument("run")
 @as_json
-@click.pass_obj
 def runs_show(context: Context, run: str, json_: bool) -> None:
     """Show a run with its task runs, results and errors."""
     from director.render import run_lines
@@ -336,7 +334,6 @@ def runs_show(context: Context, run: str, json_: bool) -> None:
 @runs.command("watch")
 @click.argument("run")
 @as_json
-@click.pass_obj
 def runs_watch(context: Context, run: str, json_: bool) -> int:
     """Watch a run to its end."""
     return _watch(context, context.run_id(run), json_=json_, draw=True)
@@ -348,7 +345,6 @@ def runs_watch(context: Context, run: str, json_: bool) -> int:
 @click.option("--plan", is_flag=True, help="Only say what would run.")
 @click.option("--follow", is_flag=True, help="Watch the run to its end.")
 @as_json
-@click.pass_obj
 def relaunch(context: Context, run: str, origin: str, plan: bool, follow: bool, json_: bool) -> int:
     """Run again what failed and what follows."""
     from director.host import Host
@@ -381,7 +377,6 @@ def _print_relaunch(done: Relaunched, json_: bool) -> None:
 @click.command()
 @click.argument("run")
 @as_json
-@click.pass_obj
 def cancel(context: Context, run: str, json_: bool) -> None:
     """End a run at once."""
     from director.engine import new_token
@@ -406,7 +401,6 @@ def sources() -> None:
 
 @sources.command("list")
 @as_json
-@click.pass_obj
 def sources_list(context: Context, json_: bool) -> None:
     """List sources, and whether each is open."""
     definitions = context.definitions()
@@ -448,7 +442,6 @@ def sources_sign(context: Context, name: str, file: Path, event: str, send: bool
 @body_file
 @click.option("--event", default=None, help="The event; default: what the body says, else push.")
 @as_json
-@click.pass_obj
 def sources_test(context: Context, name: str, file: Path, event: str | None, json_: bool) -> None:
     """Say what a body would start, and why the rest would not; nothing is started."""
     import msgspec

@@ -142,14 +142,13 @@ def _lock(settings: Settings, role: Role) -> ServiceLock:
 
 def _listen(settings: Settings) -> socket.socket:
     """Bind first: a busy port is found before anything has started."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    host, port = settings.host, settings.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as exc:
-        raise DirectorError(
-            f"Port {settings.port} of {settings.host} cannot be used: {exc.strerror}. "
-            "Stop what listens there, or set PORT (DIRECTOR_HOST) to another."
-        ) from exc
+        what = f"Port {port} of {host} cannot be used: {exc.strerror}."
+        raise DirectorError(f"{what} Stop what listens there, or set PORT (DIRECTOR_HOST) to another.") from exc
 
 
 def _introduce(settings: Settings, service: Service, listener: socket.socket) -> None:

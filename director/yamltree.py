@@ -140,17 +140,12 @@ def quote(text: str, limit: int = 80) -> str:
     return '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + '"'
 
 
-def near(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that was probably meant."""
-    known = list(known)
-    same = [other for other in known if other.lower() == name.lower()]
-    return next(iter(same or difflib.get_close_matches(name[:MAX_NAME], known, n=1)), None)
-
-
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `did you mean "…"?`, or nothing."""
-    found = near(name, known)
-    return f"did you mean {quote(found)}?" if found else ""
+    known = list(known)
+    same = [other for other in known if other.lower() == name.lower()]
+    found = same or difflib.get_close_matches(name[:MAX_NAME], known, n=1)
+    return f"did you mean {quote(found[0])}?" if found else ""
 
 
 class _Builder:
@@ -280,11 +275,11 @@ def _malformed(exc: yaml.MarkedYAMLError, text: str) -> Malformed:
     found = line[mark.column : mark.column + 1]
     problem = exc.problem or ""
     if isinstance(exc, yaml.composer.ComposerError):  # its words quote names, which may be secrets
-        kinds = {
-            "but": "a second document starts here; a file holds one",
-            "second": "this anchor (&) is there already",
-        }
-        what = kinds.get(problem.partition(" ")[0], "this alias (*) names no anchor (&) above it")
+        what = "this alias (*) names no anchor (&) above it"
+        if problem.startswith("but"):
+            what = "a second document starts here; a file holds one"
+        elif problem.startswith("second"):
+            what = "this anchor (&) is there already"
     elif _STARTS_WITH_TAG.search(line):
         what = "put the value in quotes: YAML takes a leading ! for a tag"
     elif _QUOTED_THEN_MORE.search(line):

@@ -16,7 +16,8 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
@@ -44,11 +45,7 @@ class RunRow(TypedDict):
 
 
 class SafeStorage(Storage):
-    """TinyDB's storage: whole-file, atomic, locked, and parsed only when another process has written.
-
-    Raises:
-        SettingsError: the folder cannot be created or written.
-    """
+    """TinyDB's storage: whole-file, atomic, locked, and parsed only when another process has written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.large, self._path = folder, folder / "large", folder / "state.json"
@@ -60,9 +57,8 @@ class SafeStorage(Storage):
         try:
             self.large.mkdir(parents=True, exist_ok=True)
             (folder / "lock").touch()
-            for part in (folder, self.large):
-                if not os.access(part, os.W_OK | os.X_OK):
-                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if not all(os.access(part, os.W_OK | os.X_OK) for part in (folder, self.large)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as exc:
             raise unwritable(folder, exc) from exc
 
@@ -159,12 +155,12 @@ def unwritable(folder: Path, exc: OSError) -> SettingsError:
     )
 
 
-class Data(MutableMapping[str, bytes]):
+class Data(UserDict[str, Any]):
     """A run's payload, results and errors: small ones in its document, large ones in files."""
 
     def __init__(self, folder: Path, run_id: str, document: Mapping[str, Any]) -> None:
         self._folder, self._run_id = folder, run_id
-        self.document = dict(document)
+        self.data = self.document = dict(document)
         """Texts, and `{"file": name}` for what is in `large/`."""
 
     def __getitem__(self, name: str) -> bytes:
@@ -179,15 +175,6 @@ class Data(MutableMapping[str, bytes]):
         file = f"{self._run_id}.{name}.{secrets.token_hex(4)}"
         write_whole(self._folder / file, body)
         self.document[name] = {"file": file}
-
-    def __delitem__(self, name: str) -> None:
-        del self.document[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.document)
-
-    def __len__(self) -> int:
-        return len(self.document)
 
 
 def files_of(data: Mapping[str, Any]) -> list[str]:

@@ -47,12 +47,7 @@ class App(Litestar):
 
 
 def create_app(settings: Settings | None = None, *, worker: bool = True, scheduler: bool = True) -> Litestar:
-    """Return the application. Embedded, it runs the scheduler and worker threads too.
-
-    Args:
-        settings: default `Settings.from_env()`.
-        worker: embedded mode only: start the worker thread.
-        scheduler: embedded mode only: start the scheduler thread.
+    """Return the application; embedded, it starts the scheduler and worker threads where they are wanted.
 
     Raises:
         SettingsError: the settings cannot be used. Broken workflow files never keep it from starting.
@@ -63,8 +58,8 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, schedul
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        companion = _Companion(service, worker=worker, scheduler=scheduler)
-        companion.start()
+        embedded = settings.embedded
+        companion = _Companion(service, worker=worker and embedded, scheduler=scheduler and embedded)
         try:
             yield
         finally:
@@ -88,16 +83,12 @@ class _Companion:
     """The thread beside the loop: starts what may come late, then looks at the workflow files."""
 
     def __init__(self, service: Service, *, worker: bool, scheduler: bool) -> None:
-        self._service = service
-        self._with_worker = worker and service.settings.embedded
+        self._service, self._with_worker, self._with_scheduler = service, worker, scheduler
         self._worker: EmbeddedWorker | None = None
-        self._scheduler = scheduler and service.settings.embedded
         self._started: list[Any] = []
         self._project = service.definitions.project
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="companion", daemon=True)
-
-    def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
@@ -115,7 +106,7 @@ class _Companion:
             gc.freeze()
             gc.set_threshold(20_000, 20, 20)
         settings, store = self._service.settings, self._service.store
-        if self._scheduler:
+        if self._with_scheduler:
             from director.loop import Loop
 
             self._begin(Loop(settings, store, self._service.definitions, self._service.on_death))

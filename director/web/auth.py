@@ -26,11 +26,9 @@ def require_access(connection: Connection, handler: BaseRouteHandler) -> None:
 def denial(connection: Connection) -> Denial | None:
     """Return why a request may not pass, whatever its route is."""
     service: Service = connection.app.state.service
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in connection.scope["headers"]:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        # Repeats are joined as HTTP says, so that a second one can only add to what is refused.
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    # Repeats are joined as HTTP says, so that a second one can only add to what is refused.
+    given = connection.headers
+    headers = {name.lower(): ", ".join(given.getall(name)) for name in given}
     peer = connection.client.host if connection.client else None
     if connection.scope["http_version"] == "1.0":
         headers.setdefault("via", "1.0")  # what speaks it today is a proxy that says nothing of itself

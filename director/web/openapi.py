@@ -39,6 +39,7 @@ _ANSWERS = {
     "503": "The store is away; send it again",
 }
 _ENDED = "The run has ended within `wait`, or an earlier call with the same Idempotency-Key has started it"
+_PLANNED = "What would run (`plan=1`); nothing was changed"
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -57,16 +58,15 @@ _ORDER = {
 
 def config() -> OpenAPIConfig:
     """Return the configuration: one JSON document, no pages."""
+    # Below /schema there is this document only; Litestar would answer anything else with a page.
+    router = Router("/schema", route_handlers=[], include_in_schema=False, guards=[auth.require_document])
     return OpenAPIConfig(
         title="director",
         version=__version__,
         description="YAML workflows from signed webhooks, curl and schedules.",
         path="/schema",
         render_plugins=[_Document(path="/openapi.json")],
-        # Below /schema there is this document only; Litestar would answer anything else with a page.
-        openapi_router=Router(
-            "/schema", route_handlers=[], include_in_schema=False, guards=[auth.require_document]
-        ),
+        openapi_router=router,
     )
 
 
@@ -77,20 +77,17 @@ class _Document(JsonRenderPlugin):
 
 def complete(document: dict[str, Any]) -> dict[str, Any]:
     """Return the document with bodies, problems and the webhook route; the given one is left as it is."""
-    (delivery,), more = msgspec.json.schema_components(
-        [shapes.Delivery], ref_template="#/components/schemas/{name}"
-    )
+    template = "#/components/schemas/{name}"
+    (delivery,), more = msgspec.json.schema_components([shapes.Delivery], ref_template=template)
     paths = {path: dict(item) for path, item in document.get("paths", {}).items()}
     for item in paths.values():
         for method, operation in item.items():
             # Litestar describes errors in a shape of its own.
             answers = {code: answer for code, answer in operation["responses"].items() if code < "400"}
             item[method] = {**operation, "responses": {**answers, "default": _problem("Why it was refused")}}
-    for path, body in (("/workflows/{name}/runs", {"type": "object"}), ("/runs/{run_id}/relaunch", _ORDER)):
-        content = {"application/json": {"schema": body}}
-        paths[path]["post"]["requestBody"] = {"required": False, "content": content}
     start, relaunch = (paths[path]["post"] for path in ("/workflows/{name}/runs", "/runs/{run_id}/relaunch"))
-    for operation, text in ((start, _ENDED), (relaunch, "What would run (`plan=1`); nothing was changed")):
+    for operation, body, text in ((start, {"type": "object"}, _ENDED), (relaunch, _ORDER, _PLANNED)):
+        operation["requestBody"] = {"required": False, "content": {"application/json": {"schema": body}}}
         operation["responses"]["200"] = {**operation["responses"]["202"], "description": text}
     start["parameters"] = [*start["parameters"], _KEY]
     paths["/hooks/{source}"] = {"post": _hook(delivery)}

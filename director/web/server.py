@@ -85,19 +85,16 @@ class Protocol(HttpToolsProtocol):
     def _without_upgrade(self) -> bytes:
         """Return the head that has been read, without its wish to upgrade, and begin to read anew.
 
-        The parser takes such a head for the end of HTTP, whatever body follows.
-
-        Raises:
-            httptools.HttpParserError: it is a CONNECT.
+        The parser takes such a head for the end of HTTP, whatever body follows. It is right for a CONNECT, for
+        which this raises HttpParserError.
         """
         method = self.parser.get_method()
         if method == b"CONNECT":
             raise httptools.HttpParserError
         version = self.parser.get_http_version().encode()
-        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
-        lines += [b"%s: %s" % header for header in self.headers if header[0] not in _HOP_BY_HOP]
+        headers = (b"%s: %s" % header for header in self.headers if header[0] not in _HOP_BY_HOP)
         self.parser = httptools.HttpRequestParser(self)
-        return b"\r\n".join([*lines, b"", b""])
+        return b"\r\n".join([b"%s %s HTTP/%s" % (method, self.url, version), *headers, b"", b""])
 
     def _arm(self, wanted: bool) -> None:
         if self._deadline is not None:
@@ -125,10 +122,7 @@ class Protocol(HttpToolsProtocol):
 class Server:
     """uvicorn, with signals and an exit status of our own.
 
-    Args:
-        app: the ASGI application.
-        needed: names of threads that the application starts; when one of them ends, so does the process, with
-            status 1.
+    When a thread of a `needed` name, which the application starts, ends, so does the process, with status 1.
     """
 
     def __init__(self, app: Any, needed: frozenset[str] = frozenset()) -> None:

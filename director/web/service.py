@@ -44,11 +44,7 @@ class Service:
         self._ticking = asyncio.Lock()
 
     async def do(self, call: Described[T]) -> T:
-        """Make one call; return its answer or raise its error.
-
-        Raises:
-            StoreUnavailable: the store did not answer, or too many calls wait for it.
-        """
+        """Make one call; return its answer or raise its error: StoreUnavailable when too many wait, too."""
         if self._link is not None:
             answer: T = await self._link.submit(call)
             if isinstance(answer, DirectorError):

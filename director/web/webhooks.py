@@ -73,12 +73,9 @@ class Webhooks:
         project = self._service.definitions.project
         if project is not self._project:
             secrets = self._service.definitions.secrets
-            self._sources = {
-                name: _Source(name, scheme(source.scheme), secrets(source))
-                for name, source in project.sources.items()
-            }
-            self._router = Router(project.workflows.values())
-            self._project = project
+            known = project.sources.items()
+            self._sources = {name: _Source(name, scheme(it.scheme), secrets(it)) for name, it in known}
+            self._router, self._project = Router(project.workflows.values()), project
         source = self._sources.get(scope["path"].removeprefix("/hooks/").strip("/"))
         if source is None:
             raise Refusal(404, "No such source.")
@@ -137,13 +134,12 @@ class Webhooks:
     def _answer(
         self, facts: dict[str, str], delivery: str, outcomes: dict[str, Started | DirectorError]
     ) -> tuple[int, Delivery]:
-        runs, refused, duplicate = [], [], True
+        runs, refused, duplicate, run_url = [], [], True, self._service.settings.run_url
         for name, outcome in outcomes.items():
             if isinstance(outcome, DirectorError):
                 refused.append(Refused(name, str(outcome)))
             else:
-                url = self._service.settings.run_url(outcome.run_id)
-                runs.append(DeliveryRun(outcome.run_id, name, url))
+                runs.append(DeliveryRun(outcome.run_id, name, run_url(outcome.run_id)))
                 duplicate = duplicate and outcome.duplicate
         if not runs:
             # Not why: the sentences quote the payload.
