@@ -10,20 +10,22 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import msgspec
 
-from director import __version__
+from director import __version__, deliver, log, render, supervisor
+from director.definitions import Definitions, check_payload
+from director.engine import Engine, Relaunched, new_token
 from director.errors import DirectorError, NotFound, SettingsError
+from director.host import Host
+from director.models import FullRun, Plan
+from director.registry import discover
 from director.settings import Settings
 from director.states import ENDED, RUN_STATES, SUCCEEDED
-
-if TYPE_CHECKING:
-    from director.definitions import Definitions
-    from director.engine import Engine, Relaunched
-    from director.models import FullRun, Plan
-    from director.store.base import Described, Store
+from director.store import open_store
+from director.store.base import Described, Filter, Store
 
 body_file = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
@@ -39,8 +41,6 @@ class Context:
     @cached_property
     def settings(self) -> Settings:
         """The settings; read once."""
-        from director import log
-
         settings = Settings.from_env()
         log.configure(settings.log_level)
         return settings
@@ -48,15 +48,11 @@ class Context:
     @cached_property
     def store(self) -> Store:
         """The store that the settings name."""
-        from director.store import open_store
-
         return open_store(self.settings)
 
     @property
     def engine(self) -> Engine:
         """An engine that knows what workers have published by now."""
-        from director.engine import Engine
-
         engine = Engine()
         engine.learn(self.do(lambda store: store.task_options()))
         return engine
@@ -67,14 +63,10 @@ class Context:
 
     def definitions(self, tasks: Mapping[str, str] | None = None) -> Definitions:
         """Read the project's files; with registered tasks, unknown ones are problems."""
-        from director.definitions import Definitions
-
         return Definitions(self.settings.home, self.settings.environ, tasks)
 
     def run_id(self, text: str) -> str:
         """Return the id that `latest`, an id or the start of one means."""
-        from director.store.base import Filter
-
         if len(text) == 36:
             return text
         runs, _ = self.do(lambda store: store.list(Filter(limit=1 if text == "latest" else 200)))
@@ -91,8 +83,6 @@ class Context:
 
     def with_url(self, run: Any) -> Any:
         """Return a run with its address."""
-        import msgspec
-
         return msgspec.structs.replace(run, url=self.settings.run_url(run.id))
 
 
@@ -110,8 +100,6 @@ def cli(context: click.Context) -> None:
 @click.pass_obj
 def up(context: Context, no_worker: bool, no_scheduler: bool) -> int:
     """Run everything: web, scheduler and worker."""
-    from director import supervisor
-
     return supervisor.up(context.settings, worker=not no_worker, scheduler=not no_scheduler)
 
 
@@ -119,8 +107,6 @@ def up(context: Context, no_worker: bool, no_scheduler: bool) -> int:
 @click.pass_obj
 def web(context: Context) -> int:
     """Run the web process alone."""
-    from director import supervisor
-
     return supervisor.up(context.settings, worker=False, scheduler=False)
 
 
@@ -129,7 +115,6 @@ def web(context: Context) -> int:
 @click.pass_obj
 def worker(context: Context, options: tuple[str, ...]) -> int:
     """Run a worker; takes the options of `celery worker`."""
-    from director import supervisor
     from director.worker import run_worker
 
     if not {"-h", "--help"} & set(options):
@@ -142,8 +127,6 @@ def worker(context: Context, options: tuple[str, ...]) -> int:
 @click.pass_obj
 def scheduler(context: Context) -> int:
     """Run the scheduler alone."""
-    from director import supervisor
-
     _need_redis(context.settings, "scheduler")
     return supervisor.scheduler(context.settings)
 
@@ -160,7 +143,6 @@ def _need_redis(settings: Settings, what: str) -> None:
 @as_json
 def check(context: Context, json_: bool) -> int:
     """Check files, tasks, settings and secrets; exit 1 with file:line:column for each problem."""
-    from director.registry import discover
     from director.worker import register
 
     settings = context.settings
@@ -204,8 +186,6 @@ def workflow() -> None:
 @as_json
 def workflow_list(context: Context, json_: bool) -> None:
     """List workflows with their last run."""
-    import msgspec
-
     workflows = context.definitions().project.workflows
     known = context.do(lambda store: store.state(list(workflows))).workflows
     rows = [(name, known[name].status, known[name].last_run, known[name].last_success_at) for name in workflows]
@@ -219,10 +199,8 @@ def workflow_list(context: Context, json_: bool) -> None:
 @as_json
 def workflow_show(context: Context, name: str, json_: bool) -> None:
     """Show a workflow's tasks and triggers."""
-    from director.render import definition_lines
-
     found = context.definitions().workflow(name)
-    _print(json_, found, definition_lines(found))
+    _print(json_, found, render.definition_lines(found))
 
 
 @workflow.command("run")
@@ -233,9 +211,6 @@ def workflow_show(context: Context, name: str, json_: bool) -> None:
 @as_json
 def workflow_run(context: Context, name: str, payload: str, comment: str, follow: bool, json_: bool) -> int:
     """Start a run. PAYLOAD is JSON, @FILE, or - for standard input."""
-    from director.definitions import check_payload
-    from director.host import Host
-
     # What is wrong here is said before anything is set up.
     given = _payload(payload)
     check_payload(context.definitions().workflow(name), given)
@@ -250,8 +225,6 @@ def workflow_run(context: Context, name: str, payload: str, comment: str, follow
 
 
 def _payload(text: str) -> dict[str, Any]:
-    import msgspec
-
     where = "PAYLOAD"
     try:
         if text == "-":
@@ -272,7 +245,6 @@ def _watch(
     context: Context, run_id: str, *, json_: bool, draw: bool, tend: Callable[[], None] = lambda: None
 ) -> int:
     """Wait for a run's end, calling `tend` meanwhile; return the exit status."""
-    from director.render import follow
 
     def look() -> tuple[FullRun, Plan]:
         tend()
@@ -283,7 +255,7 @@ def _watch(
     if waits and not context.do(lambda store: store.state([])).workers:
         click.echo("No worker has been seen for 30 s; the run waits for one.", err=True)
     definition = context.definitions().project.workflows.get(first.workflow)
-    run = follow(look, definition, draw=draw and not json_)
+    run = render.follow(look, definition, draw=draw and not json_)
     if json_:
         _print(json_, run)
     elif not draw:
@@ -308,8 +280,6 @@ def runs() -> None:
 @as_json
 def runs_list(context: Context, name: str | None, status: str | None, limit: int, json_: bool) -> None:
     """List runs, newest first."""
-    from director.store.base import Filter
-
     found, following = context.do(lambda store: store.list(Filter(workflow=name, status=status, limit=limit)))
     rows = []
     for run in found:
@@ -325,10 +295,10 @@ def runs_list(context: Context, name: str | None, status: str | None, limit: int
 @as_json
 def runs_show(context: Context, run: str, json_: bool) -> None:
     """Show a run with its task runs, results and errors."""
-    from director.render import run_lines
-
     found, plan = context.get(context.run_id(run))
-    _print(json_, found, run_lines(found, plan, context.definitions().project.workflows.get(found.workflow)))
+    _print(
+        json_, found, render.run_lines(found, plan, context.definitions().project.workflows.get(found.workflow))
+    )
 
 
 @runs.command("watch")
@@ -347,8 +317,6 @@ def runs_watch(context: Context, run: str, json_: bool) -> int:
 @as_json
 def relaunch(context: Context, run: str, origin: str, plan: bool, follow: bool, json_: bool) -> int:
     """Run again what failed and what follows."""
-    from director.host import Host
-
     run_id, find = context.run_id(run), context.definitions().workflow
 
     def relaunched() -> Relaunched:
@@ -379,8 +347,6 @@ def _print_relaunch(done: Relaunched, json_: bool) -> None:
 @as_json
 def cancel(context: Context, run: str, json_: bool) -> None:
     """End a run at once."""
-    from director.engine import new_token
-
     run_id = context.run_id(run)
     context.do(lambda store: store.cancel(run_id, new_token()))
     _print(json_, {"id": run_id, "status": "canceled"}, [run_id])
@@ -425,8 +391,6 @@ def sources_list(context: Context, json_: bool) -> None:
 @click.pass_obj
 def sources_sign(context: Context, name: str, file: Path, event: str, send: bool) -> int:
     """Sign a body: print a curl line that is ready to paste, or send it."""
-    from director import deliver
-
     request = deliver.signed(context.settings, context.definitions(), name, file, event)
     if not send:
         click.echo(deliver.curl_line(request, file))
@@ -444,10 +408,6 @@ def sources_sign(context: Context, name: str, file: Path, event: str, send: bool
 @as_json
 def sources_test(context: Context, name: str, file: Path, event: str | None, json_: bool) -> None:
     """Say what a body would start, and why the rest would not; nothing is started."""
-    import msgspec
-
-    from director import deliver
-
     answer = deliver.dry_run(context.definitions(), name, file, event)
     lines = [
         *(
@@ -464,8 +424,6 @@ def sources_test(context: Context, name: str, file: Path, event: str | None, jso
 
 def _print(json_: bool, value: Any, lines: Iterable[str] = ()) -> None:
     """Print a value as JSON, for programs, or lines for people."""
-    import msgspec
-
     for line in [msgspec.json.format(msgspec.json.encode(value), indent=2).decode()] if json_ else lines:
         click.echo(line)
 
@@ -486,8 +444,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = _guarded(list(sys.argv[1:] if argv is None else argv))
     if any(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate()):
         # Python would wait for the pool's threads; a task that still runs there has been handed back.
-        from director import log
-
         log.exit_at_once(status)
     return status
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from director import log, registry
 from director.errors import DirectorError
+from director.loop import Loop
 from director.settings import Settings
 from director.store.base import Store
 from director.supervisor import ServiceLock
 
 if TYPE_CHECKING:
     from director.embedded import EmbeddedWorker
-    from director.loop import Loop
 
 READY_S = 30.0
 
@@ -80,7 +80,6 @@ class Host:
 
     def _start(self) -> None:
         from director.embedded import EmbeddedWorker
-        from director.loop import Loop
 
         # The command itself says how its run ends.
         log.configure("ERROR")

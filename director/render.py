@@ -122,13 +122,7 @@ def run_lines(run: FullRun, pinned: Plan, workflow: Workflow | None) -> list[str
 
 
 def follow(look: Look, workflow: Workflow | None, *, draw: bool) -> FullRun:
-    """Wait for a run's end, hooks included.
-
-    Args:
-        look: reads the run.
-        workflow: its definition, for the names of groups.
-        draw: show it meanwhile: a live tree on a terminal, else a line per change.
-    """
+    """Wait for a run's end, hooks included; with `draw` show a live tree on a terminal, else a line per change."""
     if draw and sys.stdout.isatty():
         return _follow_live(look, workflow)
     seen: dict[int, tuple[str, int]] = {}

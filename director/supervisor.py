@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 from director import access, log
 from director.definitions import Definitions
 from director.errors import DirectorError, SettingsError
+from director.loop import Loop
 from director.settings import Settings
+from director.store import open_store
 
 if TYPE_CHECKING:
     from director.web.service import Service
@@ -92,9 +94,6 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
         server = Server(app, frozenset(name for name, wanted in threads.items() if wanted))
         service.on_death = lambda _: server.stop(1)
         if scheduler and not settings.embedded:
-            from director.loop import Loop
-            from director.store import open_store
-
             loop = Loop(settings, open_store(settings), service.definitions, lambda _: server.stop(1))
             loop.start()
             stack.callback(loop.stop)
@@ -113,9 +112,6 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
 
 def scheduler(settings: Settings) -> int:
     """Run the scheduler's loop alone until SIGTERM or SIGINT; return the exit status."""
-    from director.loop import Loop
-    from director.store import open_store
-
     # Blocked before a thread starts, so that none takes them; a handler could come while a lock is held.
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)

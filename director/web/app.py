@@ -14,6 +14,7 @@ from litestar.datastructures import State
 from litestar.di import Provide
 
 from director import log
+from director.loop import Loop
 from director.settings import MAX_PAYLOAD_BYTES, Settings
 from director.store import open_store
 from director.web import api, auth, openapi, problems, schedules, status
@@ -107,8 +108,6 @@ class _Companion:
             gc.set_threshold(20_000, 20, 20)
         settings, store = self._service.settings, self._service.store
         if self._with_scheduler:
-            from director.loop import Loop
-
             self._begin(Loop(settings, store, self._service.definitions, self._service.on_death))
         if self._with_worker:
             from director.embedded import EmbeddedWorker

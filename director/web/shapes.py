@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from director.models import Run, Workflow
+from director.store.base import WorkflowState
 
 
 class RunList(msgspec.Struct):
@@ -66,14 +67,9 @@ class Delivery(msgspec.Struct, omit_defaults=True):
     refused: list[Refused] = []
 
 
-class WorkflowStatus(msgspec.Struct):
+class WorkflowStatus(WorkflowState, frozen=True):
     """A workflow in `/status`."""
 
-    status: str | None
-    """Of the newest run."""
-    last_run: str | None
-    last_success_at: str | None
-    active: int
     next_due: str | None = None
 
 
