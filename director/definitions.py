@@ -26,29 +26,26 @@ from director.yamltree import Map, did_you_mean, quote
 
 MAX_FILE_BYTES = 1 << 20
 Stamp = tuple[tuple[str, int, int], ...]
+Tasks = Mapping[str, str] | None
+"""Registered task → module file; None when `tasks/` was not imported: names are not checked."""
 
 
-def load(home: Path, *, tasks: Mapping[str, str] | None = None) -> Project:
-    """Return what `workflows/**/*.yml`, `*.yaml` and `workflows.yml` say, and all that is wrong in them.
-
-    `tasks`: registered task → module file; None when `tasks/` was not imported: names are not checked.
-    """
+def load(home: Path, *, tasks: Tasks = None) -> Project:
+    """Return what `workflows/**/*.yml`, `*.yaml` and `workflows.yml` say, and all that is wrong in them."""
     return Definitions(home, {}, tasks).project
 
 
 class Definitions:
     """The project in service: one refresher, many readers.
 
-    `environ` is where sources find their secrets. `tasks`, as in `load`, may be set later: the next `refresh`
-    reads the files again.
+    `environ` is where sources find their secrets. `tasks` may be set later: the next `refresh` reads the files
+    again.
     """
 
-    def __init__(
-        self, home: Path, environ: Mapping[str, str] = {}, tasks: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, home: Path, environ: Mapping[str, str] = {}, tasks: Tasks = None) -> None:
         self.home, self.environ, self.tasks = home, environ, tasks
         self._lock = threading.Lock()
-        self._seen: tuple[Stamp, Mapping[str, str] | None] | None = None
+        self._seen: tuple[Stamp, Tasks] | None = None
         self._trees: dict[str, Map] = {}
         self._reading: Reading | None = None
         self.project = Project(workflows={}, sources={}, problems=(), broken={})

@@ -202,7 +202,7 @@ def _verify(scheme: Scheme, secrets: Sequence[str | None], request: SignedReques
     if scheme.timed and (len(times) != 1 or not _DIGITS.fullmatch(times[0])):
         return Verdict(False, "malformed_timestamp")
     identity, timestamp = ids[0] if ids else "", times[0] if scheme.timed else ""
-    matched = _match(scheme, given, signatures, request, timestamp, identity)
+    matched = _match(scheme, given, signatures, _content(scheme, request, timestamp, identity))
     if isinstance(matched, str):
         return Verdict(False, matched)
     if scheme.timed:
@@ -286,21 +286,13 @@ def _split(scheme: Scheme, value: str) -> tuple[list[str], list[str]]:
     return [item for item in found if item], times
 
 
-def _match(
-    scheme: Scheme,
-    secrets: Sequence[tuple[int, str]],
-    signatures: Sequence[str],
-    request: SignedRequest,
-    timestamp: str,
-    identity: str,
-) -> int | Literal["malformed_signature", "bad_signature"]:
+def _match(scheme: Scheme, secrets: list[tuple[int, str]], signatures: list[str], content: bytes) -> int | Reason:
     """Return the index of the secret that matches, in constant time for each secret and signature."""
     if scheme.type == "token":
         given = [signature.encode("utf-8", "surrogatepass") for signature in signatures]
         expected = [(index, secret.encode()) for index, secret in secrets]
     else:
         given = [mac for signature in signatures if (mac := _decode(scheme, signature)) is not None]
-        content = _content(scheme, request, timestamp, identity)
         keys = [(index, _key(scheme, secret)) for index, secret in secrets]
         expected = [(index, hmac.digest(key, content, scheme.algorithm)) for index, key in keys if key]
     if not given:

@@ -79,6 +79,7 @@ class Map(dict[Any, "Value"], Place):
 
 
 Value = Text | List | Map
+Slips = list[tuple[Place, str]]
 Report = Callable[[Place, str], None]
 
 
@@ -108,28 +109,23 @@ def plain(value: Value, report: Report) -> Any:
     if isinstance(value, List):
         return [plain(inner, report) for inner in value]
     kind = value.tag.removeprefix(_STANDARD)
-    node = yaml.ScalarNode(value.tag, str(value))
-    try:
-        if kind == "null":
-            return None
-        if kind == "bool":
-            return bool(_CONSTRUCTOR.construct_yaml_bool(node))
-        if kind == "int" and ":" not in value:
-            whole = int(_CONSTRUCTOR.construct_yaml_int(node))
-            if -(1 << 63) <= whole < 1 << 64:
-                return whole
-            report(value, "the number is too large for JSON; quote it")
-        elif kind == "float" and ":" not in value:
-            number = float(_CONSTRUCTOR.construct_yaml_float(node))
-            if math.isfinite(number):
-                return number
-            report(value, f"{quote(value)} is no number in JSON; quote it")
-        elif kind in ("str", "int", "float", "timestamp", "value", "merge"):
-            return str(value)
-        elif not value.slips:
+    if kind in ("str", "timestamp", "value", "merge") or (kind in ("int", "float") and ":" in value):
+        return str(value)
+    if kind not in ("null", "bool", "int", "float"):
+        if not value.slips:
             report(value, f"the tag !!{quote(kind)[1:-1]} means nothing here")
+        return None
+    try:
+        made = getattr(_CONSTRUCTOR, f"construct_yaml_{kind}")(yaml.ScalarNode(value.tag, str(value)))
     except (ValueError, LookupError, OverflowError):
         report(value, f"{quote(value)} cannot be read as {kind}")
+        return None
+    if kind == "int" and not -(1 << 63) <= made < 1 << 64:
+        report(value, "the number is too large for JSON; quote it")
+    elif kind == "float" and not math.isfinite(made):
+        report(value, f"{quote(value)} is no number in JSON; quote it")
+    else:
+        return made
     return None
 
 
@@ -157,7 +153,7 @@ class _Builder:
     def value(self, node: yaml.Node, depth: int) -> Value:
         self.check(node, depth)
         made: Value
-        slips: list[tuple[Place, str]] = []
+        slips: Slips = []
         if isinstance(node, yaml.MappingNode):
             made = Map()
             lines: dict[str, int] = {}
@@ -176,9 +172,7 @@ class _Builder:
         made.slips = tuple(slips)
         return made
 
-    def pairs(
-        self, node: yaml.MappingNode, depth: int, slips: list[tuple[Place, str]]
-    ) -> Iterator[tuple[Text, yaml.Node]]:
+    def pairs(self, node: yaml.MappingNode, depth: int, slips: Slips) -> Iterator[tuple[Text, yaml.Node]]:
         """Yield own keys, then what `<<` merges and is not there yet."""
         self.check(node, depth)
         own: set[str] = set()

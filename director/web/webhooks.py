@@ -27,6 +27,7 @@ from director.web.shapes import Delivery, DeliveryRun, Refused
 
 SEEN_S = 7 * 86400
 UNREADABLE = (400, 408, 413, 415)
+Outcome = Started | DirectorError
 
 logger = log.get("director.webhooks")
 _encode = msgspec.json.Encoder().encode
@@ -119,9 +120,7 @@ class Webhooks:
         names = [match.workflow.name for match in routing.matches]
         return self._answer(facts, delivery, dict(zip(names, outcomes, strict=True)))
 
-    async def _start(
-        self, match: Match, source: _Source, verdict: Verdict, delivery: str, size: int
-    ) -> Started | DirectorError:
+    async def _start(self, match: Match, source: _Source, verdict: Verdict, delivery: str, size: int) -> Outcome:
         trigger = {"kind": "webhook", "source": source.name, "event": verdict.event, "delivery": delivery}
         dedupe = Dedupe(key=f"{source.name}:{verdict.id}", ttl_s=SEEN_S) if verdict.id else None
         try:
@@ -131,9 +130,7 @@ class Webhooks:
         except DirectorError as exc:
             return exc
 
-    def _answer(
-        self, facts: dict[str, str], delivery: str, outcomes: dict[str, Started | DirectorError]
-    ) -> tuple[int, Delivery]:
+    def _answer(self, facts: dict[str, str], delivery: str, outcomes: dict[str, Outcome]) -> tuple[int, Delivery]:
         runs, refused, duplicate, run_url = [], [], True, self._service.settings.run_url
         for name, outcome in outcomes.items():
             if isinstance(outcome, DirectorError):
