@@ -7,18 +7,16 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from director.definitions import Definitions
 from director.engine import Engine
 from director.errors import DirectorError, StoreUnavailable
+from director.loop import Loop, Pass
 from director.models import Problem, Workflow
 from director.settings import Settings
 from director.store import open_store
 from director.store.base import Described, Started, Store
-
-if TYPE_CHECKING:
-    from director.loop import Loop, Pass
 
 T = TypeVar("T")
 BACKLOG = 1000
@@ -76,8 +74,6 @@ class Service:
 
     async def tick(self) -> Pass:
         """Make one pass of the scheduler's loop in a thread; one at a time."""
-        from director.loop import Loop
-
         async with self._ticking:
             if self._ticker is None:
                 store = self.store if self.settings.embedded else open_store(self.settings)
