@@ -22,13 +22,14 @@ from director.models import (
     Hooks,
     Problem,
     Project,
+    Retention,
     Schedule,
     Source,
     Trigger,
     Workflow,
 )
 from director.scope import Scope, is_null
-from director.settings import MAX_TASKS
+from director.settings import MAX_DAYS, MAX_TASKS
 from director.yamltree import List, Map, Place, Text, Value, quote
 
 BUILT_IN_SOURCE = "director"
@@ -92,7 +93,7 @@ class Reading:
         if defaults is not None and not is_null(defaults):
             scope = Scope(file, None, "defaults")
             self.other_scopes.append(scope)
-            fields = scope.map(defaults, "defaults", ("hooks", "queue", "payload"))
+            fields = scope.map(defaults, "defaults", ("hooks", "queue", "payload", "retention"))
             for own, value in self.named(self.default_scopes, scope, fields, "defaults"):
                 if not is_null(value):
                     assert own.key is not None
@@ -234,8 +235,7 @@ class Reading:
         payload = dict(self.default(scope, "payload") or {})
         if "payload" in given:
             payload |= self.payload(scope, given["payload"])
-        if "retention" in given and scope.map(given["retention"], "retention"):
-            scope.note(given["retention"], "retention is not supported yet: nothing is removed")
+        kept = self.retention(scope, given["retention"]) if "retention" in given else {}
         found = (
             [self.trigger(scope, item) for item in scope.items(given["triggers"], "triggers")]
             if "triggers" in given
@@ -252,6 +252,7 @@ class Reading:
             hooks=hooks,
             enabled=scope.flag(given["enabled"], "enabled") if "enabled" in given else True,
             triggers=tuple(trigger for trigger in found if trigger is not None),
+            retention=Retention(**{**(self.default(scope, "retention") or {}), **kept}),
             file=scope.file,
             line=key.line,
         )
@@ -349,6 +350,26 @@ class Reading:
     def payload(scope: Scope, value: Value) -> dict[str, Any]:
         found = yamltree.plain(scope.map(value, "payload"), scope.report)
         return dict(found)
+
+    @staticmethod
+    def retention(scope: Scope, value: Value) -> dict[str, Any]:
+        """Return `days` and `runs` where they are given; as `offset`, -1 and 0 mean no limit."""
+        fields = scope.given(value, "retention", ("days", "runs", "offset"))
+        found = {str(name): yamltree.plain(inner, scope.report) for name, inner in fields.items()}
+        days, runs = found.get("days", 1), found.get("runs", 1)
+        if type(days) not in (int, float) or not 0 < days <= MAX_DAYS:
+            scope.report(fields["days"], f"days must be a number over 0, at most {MAX_DAYS}")
+        if type(runs) is not int or runs < 1:
+            scope.report(fields["runs"], "runs must be a whole number from 1")
+        if "offset" in found:
+            offset = found.pop("offset")
+            if type(offset) is not int or offset < -1:
+                scope.report(fields["offset"], "offset must be a whole number from -1")
+            elif "runs" in found:
+                scope.report(fields.key("offset"), "offset is another name of runs; write one of them")
+            else:
+                found["runs"] = max(offset, 0)
+        return found
 
     def trigger(self, scope: Scope, value: Value) -> Trigger | None:
         """Return a trigger; None when it has problems, or relaunches (which is not supported yet)."""

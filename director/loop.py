@@ -1,4 +1,4 @@
-"""The loop: what is due, and what may be stuck. Any number of processes may run it.
+"""The loop: what is due, what may be stuck, what is not kept any more. Any number of processes may run it.
 
 A pass is one call that answers what is due, and one for each due time: that starts its run and moves the
 schedule on in the same step (`Store.start`), so that a second scheduler, or a kill, changes nothing.
@@ -17,13 +17,17 @@ from director import log, schedules
 from director.definitions import Definitions
 from director.engine import Engine, report
 from director.errors import DirectorError, StoreUnavailable
-from director.models import Schedule, Struct, Workflow
+from director.models import Project, Retention, Schedule, Struct, Workflow
 from director.settings import Settings
-from director.store.base import SWEEP_LIMIT, Entry, Fire, Store, Swept
+from director.store.base import PRUNE_LIMIT, SWEEP_LIMIT, Entry, Fire, Keep, Store, Swept
 
 PASS_S = 1.0
 REFRESH_S = 120.0
 """How often the store is told that schedules are still in the files."""
+PRUNE_S = 60.0
+FIRST_PRUNE_S = 5.0
+"""What starts has better things to do at first."""
+DAY_MS = 86_400_000
 CHUNK = 500
 
 logger = log.get("director.scheduler")
@@ -40,12 +44,12 @@ class Pass(Struct, frozen=True):
 
 
 class Loop:
-    """Fires and sweeps, in a thread of its own.
+    """Fires, sweeps and prunes, in a thread of its own.
 
     Args:
-        settings: the store's place.
+        settings: the store's place, and how long runs are kept by default.
         store: a client of its own, or one that many threads may use.
-        definitions: whose schedules fire; None: nobody's.
+        definitions: whose schedules fire, and which runs are kept; None: nothing fires or goes.
         on_death: called when the thread ends by an error.
     """
 
@@ -64,6 +68,7 @@ class Loop:
         self._known: dict[str, tuple[Workflow, Schedule]] = {}
         self._project: object = None
         self._refreshed_at = 0.0
+        self._prune_at = time.monotonic() + FIRST_PRUNE_S
         self._on_death = on_death
         self._stop = threading.Event()
         self._away = False
@@ -102,7 +107,7 @@ class Loop:
         return min(PASS_S, PASS_S if done.swept.next_in_ms is None else done.swept.next_in_ms / 1000)
 
     def make_pass(self) -> Pass:
-        """Start what is due and mend what is stuck.
+        """Start what is due, mend what is stuck; once a minute, remove what is not kept.
 
         Raises:
             StoreUnavailable: the store did not answer; another pass is safe.
@@ -113,8 +118,21 @@ class Loop:
         fired = [run for id_, at in due for run in self._fire(id_, at, swept)]
         parts = (swept.lost, swept.failed, swept.released, swept.resent)
         # What has fired, here or elsewhere, may be due again before anything that this pass has seen.
-        full = bool(due) or any(len(part) >= SWEEP_LIMIT for part in parts)
+        full = self._prune() or bool(due) or any(len(part) >= SWEEP_LIMIT for part in parts)
         return Pass(fired=tuple(fired), swept=swept, full=full)
+
+    def _prune(self) -> bool:
+        """Remove what is not kept, when it is time; return whether there may be more."""
+        if self._definitions is None or time.monotonic() < self._prune_at:
+            return False
+        self._prune_at = time.monotonic() + PRUNE_S
+        gone = self.store.do(self.store.prune(keeps(self._definitions.project, self.settings)))
+        if gone:
+            logger.info("runs.pruned", count=gone)
+        if gone < PRUNE_LIMIT:
+            return False
+        self._prune_at = 0.0
+        return True
 
     def _look(self) -> None:
         """Take over changed files; tell the store which schedules are somebody's."""
@@ -202,6 +220,24 @@ class Loop:
             logger.exception("scheduler.died")
             if self._on_death:
                 self._on_death(exc)
+
+
+def keeps(project: Project, settings: Settings) -> dict[str, Keep]:
+    """Return which finished runs stay, by workflow, "" for every other.
+
+    A workflow that was never read without problems keeps all it has, since what it says is not known; so do
+    all others while a whole file is out of service.
+    """
+
+    def keep(of: Retention) -> Keep:
+        days = settings.retention_days if of.days is None else of.days
+        runs = settings.retention_runs if of.runs is None else of.runs
+        return Keep(age_ms=int(days * DAY_MS) if days else None, runs=runs if runs > 0 else None)
+
+    found = dict.fromkeys(project.broken, Keep())
+    if not any(problem.file in project.broken for problem in project.problems):
+        found[""] = keep(Retention())
+    return found | {name: keep(workflow.retention) for name, workflow in project.workflows.items()}
 
 
 def _chunks(ids: Iterable[str]) -> Iterable[Sequence[str]]:

@@ -118,6 +118,15 @@ class Source(Struct, frozen=True):
         return self.scheme if isinstance(self.scheme, str) else str(self.scheme.get("scheme", "hmac"))
 
 
+class Retention(Struct, frozen=True):
+    """Which finished runs of a workflow stay; None: as the settings say."""
+
+    days: float | None = None
+    """Since their end."""
+    runs: int | None = None
+    """The last ones; 0: all."""
+
+
 class Workflow(Struct, frozen=True):
     """A definition from YAML: a chain of elements."""
 
@@ -136,6 +145,7 @@ class Workflow(Struct, frozen=True):
     enabled: bool = True
     triggers: tuple[Trigger, ...] = ()
     periodic: tuple[Schedule, ...] = ()
+    retention: Retention = Retention()
     file: str = ""
     line: int = 0
 

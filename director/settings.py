@@ -20,6 +20,7 @@ from director.errors import SettingsError
 MAX_PAYLOAD_BYTES = 1 << 20
 MAX_ARGUMENT_BYTES = 16 << 20
 MAX_TASKS = 2000
+MAX_DAYS = 36_500
 
 
 _HARMLESS = re.compile(r"[\w.:/+-]*", re.ASCII)
@@ -59,6 +60,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """`DIRECTOR_GRACE_SECONDS`: what running tasks get at SIGTERM."""
     max_result_bytes: Annotated[int, Meta(ge=64, le=64 << 20)] = 1 << 20
     """`DIRECTOR_MAX_RESULT_BYTES`: JSON bytes of one result."""
+    retention_days: Annotated[float, Meta(ge=0, le=MAX_DAYS)] = 30.0
+    """`DIRECTOR_RETENTION_DAYS`: how long finished runs are kept; 0: for ever."""
+    retention_runs: Annotated[int, Meta(ge=-1)] = 0
+    """`DIRECTOR_DEFAULT_RETENTION_OFFSET`: finished runs of each workflow that are kept; -1 or 0: all."""
     public_status: bool = False
     """`DIRECTOR_PUBLIC_STATUS`: `/status` and `/badge` need no token."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -148,6 +153,8 @@ _VARIABLES = {
     "max_lost": ("DIRECTOR_MAX_LOST", "a number from 1 to 1000"),
     "grace_s": ("DIRECTOR_GRACE_SECONDS", "a number from 0 to 86400"),
     "max_result_bytes": ("DIRECTOR_MAX_RESULT_BYTES", "a number from 64 to 67108864"),
+    "retention_days": ("DIRECTOR_RETENTION_DAYS", f"a number from 0 to {MAX_DAYS}"),
+    "retention_runs": ("DIRECTOR_DEFAULT_RETENTION_OFFSET", "a whole number from -1"),
     "public_status": ("DIRECTOR_PUBLIC_STATUS", "true or false"),
     "log_level": ("DIRECTOR_LOG_LEVEL", "DEBUG, INFO, WARNING or ERROR"),
 }
@@ -229,10 +236,7 @@ def _read_dotenv(path: Path) -> tuple[dict[str, str], list[str]]:
 
 # Names of celery-director that mean nothing here; accepted so that its projects start.
 _OBSOLETE = ("DATABASE_URI", "DATABASE_POOL_RECYCLE", "RESULT_BACKEND_URI")
-_OTHERS = (
-    "HOME DATA_DIR PARENT WEBHOOK_SECRET RETENTION_DAYS WORKFLOWS_PER_PAGE DEFAULT_RETENTION_OFFSET AUTH_ENABLED "
-    "SENTRY_DSN REPO_LINK FLOWER_URL"
-)
+_OTHERS = "HOME DATA_DIR PARENT WEBHOOK_SECRET WORKFLOWS_PER_PAGE AUTH_ENABLED SENTRY_DSN REPO_LINK FLOWER_URL"
 
 
 def _typos(env: Mapping[str, str]) -> tuple[str, ...]:

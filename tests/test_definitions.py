@@ -17,7 +17,7 @@ import pytest
 from director import triggers, yamltree
 from director.definitions import Definitions, check_payload, load
 from director.errors import DefinitionError, InvalidPayload, NotFound
-from director.models import Call, Chain, Group, Project, Trigger, Workflow
+from director.models import Call, Chain, Group, Project, Retention, Trigger, Workflow
 
 REPOSITORY = Path(__file__).parent.parent
 TASKS = dict.fromkeys(("EXTRACT", "CLEAN", "LOAD", "ALERT", "NOTIFY", "NO", "123"), "tasks/etl.py")
@@ -61,7 +61,7 @@ example.ETL:
   hooks: {success: NOTIFY, failure: ALERT}
   enabled: false
   periodic: {crontab: "0 3 * * *", timezone: Europe/Paris, catchup: all, overlap: skip, payload: {day: 1}}
-  retention: {days: 7}
+  retention: {days: 7, runs: 1000}
   triggers:
     - source: github
       event: [push, pull_request.closed]
@@ -155,6 +155,7 @@ ovh.SIMPLE_ETL:
     workflow = project.workflows["ovh.SIMPLE_ETL"]
     assert workflow.schema == {"required": ["id"]}
     assert [one.crontab for one in workflow.periodic] == ["0 4 1 * 5"]
+    assert workflow.retention == Retention(runs=10)
 
 
 def test_subfolders_are_read_and_hidden_copies_are_not(tmp_path: Path) -> None:
@@ -352,6 +353,29 @@ REFUSED = {
         ["1:80: A: periodic: the workflow's schema refuses the payload: $: 'id' is a required property"],
     ),
     "retention": ("A: {tasks: [LOAD], retention: [7]}", ["1:31: A: retention must be a mapping"]),
+    "retention that is none": (
+        "A: {tasks: [LOAD], retention: {days: 0, runs: 1.5, ofset: 3}}",
+        [
+            "1:38: A: days must be a number over 0, at most 36500",
+            "1:47: A: runs must be a whole number from 1",
+            '1:52: A: retention has no key "ofset"; did you mean "offset"?',
+        ],
+    ),
+    "retention twice": (
+        "A: {tasks: [LOAD], retention: {runs: 2, offset: 3}}",
+        ["1:41: A: offset is another name of runs; write one of them"],
+    ),
+    "retention below all": (
+        "A: {tasks: [LOAD], retention: {days: true, offset: -2}}",
+        [
+            "1:38: A: days must be a number over 0, at most 36500",
+            "1:52: A: offset must be a whole number from -1",
+        ],
+    ),
+    "retention by default": (
+        "defaults: {retention: {days: x}}\nA: {tasks: [LOAD]}",
+        ["1:30: defaults: days must be a number over 0, at most 36500"],
+    ),
     "defaults": (
         "defaults: {hoks: {}}",
         ['1:12: defaults: defaults has no key "hoks"; did you mean "hooks"?'],
@@ -850,3 +874,20 @@ def _first(definitions: Definitions, name: str) -> str:
     member = definitions.workflow(name).tasks[0]
     assert isinstance(member, Call)
     return member.name
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", Retention(days=7, runs=5)),
+        ("retention: {days: 0.5}", Retention(days=0.5, runs=5)),
+        ("retention: {offset: -1}", Retention(days=7, runs=0)),
+        ("retention: {offset: 0, days: null}", Retention(days=7, runs=0)),
+        ("retention:", Retention(days=7, runs=5)),
+    ],
+)
+def test_retention_is_laid_over_the_default_key_by_key(tmp_path: Path, given: str, expected: Retention) -> None:
+    write(tmp_path, f"defaults: {{retention: {{days: 7, runs: 5}}}}\nA:\n  tasks: [LOAD]\n  {given}\n")
+    project = load(tmp_path, tasks=TASKS)
+    assert (project.problems, project.notes) == ((), ())
+    assert project.workflows["A"].retention == expected

@@ -10,7 +10,7 @@ from director import plan
 from director.engine import Engine
 from director.errors import DirectorError
 from director.models import Hooks, TaskError, TaskOptions
-from director.store.base import Dedupe, Filter, Next, Outcome, Ref
+from director.store.base import Dedupe, Filter, Keep, Next, Outcome, Ref
 from director.store.redis import RedisStore
 from director.store.tiny import TinyStore
 from tests.conftest import Clock
@@ -154,6 +154,11 @@ class History:
         assert swept[0].released == swept[1].released
         assert swept[0].idle == swept[1].idle
 
+    def prune(self):
+        keep = Keep(age_ms=self.rng.choice([None, 20_000, 60_000]), runs=self.rng.choice([None, 2, 5]))
+        if self.rng.random() < 0.5:
+            self.both(lambda store: store.prune({"": Keep(runs=6), "x": keep}))
+
     def cancel(self):
         run_id, token = self.rng.choice(self.runs), self.token()
         self.twice(lambda store: store.cancel(run_id, token))
@@ -164,7 +169,10 @@ class History:
         if self.rng.random() < 0.3:
             definition = msgspec.structs.replace(definition, hooks=random_hooks(self.rng))
         origin = self.rng.choice(["failed", "failed", "A", "B.2"])
-        run, pinned = self.stores[0].do(self.stores[0].get(run_id))
+        try:
+            run, pinned = self.stores[0].do(self.stores[0].get(run_id))
+        except DirectorError:
+            return  # it has been pruned
         if run.status == "succeeded":
             return
         engine = Engine()
@@ -189,7 +197,7 @@ class History:
     def play(self):
         self.start()
         moves = [self.begin] * 8 + [self.finish] * 8 + [self.sweep] * 2
-        moves += [self.start, self.hand_back, self.renew, self.unknown, self.cancel, self.relaunch, self.relaunch]
+        moves += [self.start, self.hand_back, self.renew, self.unknown, self.cancel, self.prune, self.relaunch]
         for _ in range(STEPS):
             # 6 s and more is an outage when no sweep comes between; 31 s ends every lease.
             self.clock.now += self.rng.choice([0, 1, 5, 900, 2500, 4900] * 3 + [6000, 16_000, 31_000])

@@ -76,6 +76,7 @@ def write_for_ever(folder: Path, pipe: IO[str]) -> None:
             assert begun is not None
             assert finish(store, begun, LARGE if number else number).accepted
             print("finished", order.run_id, number, file=pipe)
+        store.do(store.prune({"": base.Keep(runs=3)}))
 
 
 def check(folder: Path, said: list[str]) -> None:

@@ -34,6 +34,8 @@ FORGET_MS = 600_000
 """How long a schedule that no scheduler's files name stays, so that a rolling deploy harms nothing."""
 SWEEP_LIMIT = 200
 """Task runs that one sweep changes at most, of each kind."""
+PRUNE_LIMIT = 100
+"""Runs that one pass of retention removes at most."""
 
 
 class Described(Generic[T]):
@@ -237,6 +239,15 @@ class Swept(Struct, frozen=True):
     """What was due by then was due while no scheduler ran, ms."""
 
 
+class Keep(Struct, frozen=True):
+    """Which finished runs of a workflow stay; None: no limit."""
+
+    age_ms: int | None = None
+    """Those that ended less than so long ago."""
+    runs: int | None = None
+    """So many, those that ended last."""
+
+
 class Outbox(Struct, frozen=True):
     """A queued task run whose message the caller has to publish (brokers other than the same Redis)."""
 
@@ -400,6 +411,15 @@ class Store(ABC):
     @abstractmethod
     def schedules(self, ids: Sequence[str]) -> Described[tuple[ScheduleState, ...]]:
         """Return what is known of some schedules, in their order."""
+
+    @abstractmethod
+    def prune(self, keeps: Mapping[str, Keep], limit: int = PRUNE_LIMIT) -> Described[int]:
+        """Remove finished runs that are not kept, at most `limit`; return how many have gone.
+
+        `keeps`: by workflow, "" for every other; a workflow with neither keeps all. A run in which anything
+        is underway, a hook too, stays. Everything of a run goes but its dedupe key, which still answers with
+        its id until it expires. What ended longest ago goes first.
+        """
 
     @abstractmethod
     def outbox(self) -> Described[tuple[Outbox, ...]]:

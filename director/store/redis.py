@@ -320,6 +320,12 @@ class RedisStore(Store):
 
         return RedisCall("schedules", [], ids, read)
 
+    def prune(self, keeps: Mapping[str, base.Keep], limit: int = base.PRUNE_LIMIT) -> RedisCall[int]:
+        args: list[Any] = [limit]
+        for workflow, keep in keeps.items():
+            args += [workflow, *("" if part is None else part for part in (keep.age_ms, keep.runs))]
+        return RedisCall("prune", [], args, int)
+
     def outbox(self) -> RedisCall[tuple[Outbox, ...]]:
         def read(reply: Any) -> tuple[Outbox, ...]:
             queued = [
@@ -448,6 +454,8 @@ def _fire(fire: base.Fire | None) -> tuple[Any, ...]:
 
 
 def _started(reply: Any) -> Started:
+    if reply[0] == -2:
+        raise base.no_run(_text(reply[1]))
     kind, run_id = reply[0], _text(reply[1])
     refused: dict[int, Any] = {4: "moved", 5: "overlap"}
     return Started(run_id=run_id, duplicate=kind == 2, conflict=kind == 3, refused=refused.get(kind, ""))

@@ -158,20 +158,23 @@ class TinyStore(base.Store):
         if run.s == "s" and run.ended == self._now:
             self._put("successes", run.workflow, {"at": self._now})
         if ended and not busy:
-            self._prune()
+            self._prune(self._done(), base.Keep(runs=self._keep_runs))
 
-    def _prune(self) -> None:
-        """Remove what ended longest ago over the limit, with what only it uses."""
-        rows = self._rows("runs")
-        done = sorted(
-            (row["state"]["ended"], id_) for id_, row in rows.items() if row["ended"] and not row["busy"]
-        )
-        too_old = [run_id for _, run_id in done[: max(0, len(done) - self._keep_runs)]]
-        if too_old:
-            self._unnamed += [file for run_id in too_old for file in files_of(rows[run_id]["data"])]
-            self._remove("runs", too_old)
+    def _done(self, workflow: str | None = None) -> Sequence[tuple[int, str]]:
+        """Return when finished runs ended, and their ids, in order; of one workflow, or all."""
+        rows = self._rows("runs").items()
+        done = [(row["state"]["ended"], id_, row) for id_, row in rows if row["ended"] and not row["busy"]]
+        return sorted((at, id_) for at, id_, row in done if workflow in (None, row["state"]["workflow"]))
+
+    def _prune(self, done: Sequence[tuple[int, str]], keep: base.Keep, limit: int | None = None) -> int:
+        """Remove finished runs that are not kept, with what only they use; return how many."""
+        gone = [run_id for _, run_id in done[: rules.expired([at for at, _ in done], keep, self._now)]][:limit]
+        if gone:
+            self._unnamed += [file for run_id in gone for file in files_of(self._rows("runs")[run_id]["data"])]
+            self._remove("runs", gone)
             used = {row["state"]["plan"] for row in self._rows("runs").values()}
             self._remove("plans", [digest for digest in self._rows("plans") if digest not in used])
+        return len(gone)
 
     def _read_plan(self, digest: str) -> Plan:
         plan = self._plans.get(digest)
@@ -201,6 +204,8 @@ class TinyStore(base.Store):
                 return Started(run_id=first["run"], duplicate=same, conflict=not same)
             mark = {"run": new.run_id, "fingerprint": new.dedupe.fingerprint}
             self._put("seen", key, {**mark, "until": self._now + new.dedupe.ttl_s * 1000})
+        if new.kept and self._run(new.relaunch_of) is None:
+            raise base.no_run(new.relaunch_of)
         if new.fire and (refused := self._fire(new.fire, new.run_id)):
             return refused
         self._keep_plan(new.plan)
@@ -425,6 +430,14 @@ class TinyStore(base.Store):
             if task.s == letter and (at := (task.lease if letter == "r" else task.ended) or 0) <= self._now
         ]
         return [ref for _, _, ref in sorted(found)[: base.SWEEP_LIMIT]]
+
+    @_described
+    def prune(self, keeps: Mapping[str, base.Keep], limit: int = base.PRUNE_LIMIT) -> int:
+        gone = 0
+        for workflow in {row["state"]["workflow"] for row in self._rows("runs").values()}:
+            if keep := keeps.get(workflow, keeps.get("")):
+                gone += self._prune(self._done(workflow), keep, limit - gone)
+        return gone
 
     @_described
     def outbox(self) -> tuple[Outbox, ...]:

@@ -12,7 +12,7 @@
 --
 -- Reply: {1, id} started (or was, under this id)   {2, id} duplicate   {3, id} duplicate, other fingerprint
 --        {4, id} the schedule had gone on already   {5, id} its last run is going on
---        {-1} the plan is not there: store it and call again
+--        {-2, id} the run of kept results is not there   {-1} the plan is not there: store it and call again
 
 local id, workflow, digest, total, nodes = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[9]
 local payload, trigger, comment, relaunch_of = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
@@ -37,6 +37,7 @@ if ttl > 0 then
     return { mark == fingerprint and 2 or 3, first }
   end
 end
+if #kept > 0 and redis.call('EXISTS', prefix .. 'run:' .. relaunch_of) == 0 then return { -2, relaunch_of } end
 local record = prefix .. 'schedule:' .. schedule
 if schedule ~= '' then
   if due_of(schedule) ~= was then return { 4, id } end
