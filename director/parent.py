@@ -142,7 +142,9 @@ class Parent:
 
     def _publish(self) -> tuple[str, ...]:
         """Say that this worker is there; take up queues that runs have brought meanwhile."""
-        queues: tuple[str, ...] = self.store.do(self.store.publish(self.executor.boot, self.tasks))
+        queues: tuple[str, ...] = self.store.do(
+            self.store.publish(self.executor.boot, self.tasks, sorted(self.app.amqp.queues.consume_from))
+        )
         consumer = getattr(self.instance, "consumer", None)
         if self.consumes_all and consumer is not None and consumer.task_consumer is not None:
             for queue in queues:

@@ -63,6 +63,17 @@ class ServiceLock:
         self._file = file
         return True
 
+    def is_held(self) -> bool:
+        """Return whether a process holds it now; takes nothing."""
+        try:
+            with self._path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
     def holder(self) -> tuple[str, str]:
         """Return role and process id of whoever holds the lock, or held it last; empty when that is unknown."""
         role, _, pid = self._path.read_text().partition(" ") if self._path.is_file() else ("", "", "")

@@ -21,7 +21,7 @@ FLOORS = [
     "embedded",
     "web",
     "deliver supervisor render",
-    "host",
+    "host doctor",
     "cli",
 ]
 HOMES = {

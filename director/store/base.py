@@ -257,6 +257,18 @@ class Outbox(Struct, frozen=True):
     hook: str = ""
 
 
+class Inspection(Struct, frozen=True):
+    """Who looks after the runs; what `director doctor` judges."""
+
+    now: int
+    workers: Mapping[str, tuple[str, ...]]
+    """Those seen in the last 30 s, and the queues that each consumes."""
+    queues: tuple[str, ...] = ()
+    """Plain names that plans in the store name."""
+    scheduled_at: int | None = None
+    """The last pass of a scheduler that fires; None: never, or the store keeps no such time."""
+
+
 class Filter(Struct, frozen=True):
     """Which runs a listing shows, newest first."""
 
@@ -426,8 +438,10 @@ class Store(ABC):
         """Return queued task runs, oldest first, for a broker that the store cannot write to."""
 
     @abstractmethod
-    def publish(self, worker: str, tasks: Mapping[str, TaskOptions]) -> Described[tuple[str, ...]]:
-        """Say that a worker is alive (for 30 s) and what its tasks' decorators say.
+    def publish(
+        self, worker: str, tasks: Mapping[str, TaskOptions], queues: Sequence[str] = ()
+    ) -> Described[tuple[str, ...]]:
+        """Say that a worker is alive (for 30 s), what its tasks' decorators say and which queues it consumes.
 
         Returns every queue (plain names) that a plan in the store names.
         """
@@ -449,6 +463,10 @@ class Store(ABC):
     @abstractmethod
     def list(self, which: Filter) -> Described[tuple[tuple[Run, ...], str | None]]:
         """Return runs, newest first, and the next cursor."""
+
+    @abstractmethod
+    def inspect(self) -> Described[Inspection]:
+        """Return who looks after the runs."""
 
     @abstractmethod
     def state(self, workflows: Sequence[str]) -> Described[StoreState]:

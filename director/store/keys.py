@@ -14,6 +14,7 @@
     delayed           zset    RUN:NUMBER → when it is queued again, ms
     tasks             hash    task name → options (JSON), published by workers
     workers           zset    worker → last seen, ms
+    consumes          hash    worker → queues that it consumes, a line each
     queues            set     every list that a plan names
     seen:{source}:{id}:{workflow}  string  RUN FINGERPRINT, expires: dedupe
     last:{holder}     string  TOKEN RUN NUMBER, 10 minutes: what a finish took from a queue

@@ -342,12 +342,11 @@ class RedisStore(Store):
 
         return RedisCall("outbox", [], [], read)
 
-    def publish(self, worker: str, tasks: Mapping[str, TaskOptions]) -> RedisCall[tuple[str, ...]]:
-        def read(reply: Any) -> tuple[str, ...]:
-            return tuple(sorted({_text(name).partition("\x06")[0] for name in reply}))
-
+    def publish(
+        self, worker: str, tasks: Mapping[str, TaskOptions], queues: Sequence[str] = ()
+    ) -> RedisCall[tuple[str, ...]]:
         pairs = [part for name, options in tasks.items() for part in (name, msgspec.json.encode(options))]
-        return RedisCall("publish", [], [worker, *pairs], read)
+        return RedisCall("publish", [], [worker, "\n".join(queues), *pairs], _queues)
 
     def task_options(self) -> RedisCall[dict[str, TaskOptions]]:
         def read(reply: Any) -> dict[str, TaskOptions]:
@@ -390,6 +389,24 @@ class RedisStore(Store):
             *(which.after or "", which.limit),
         ]
         return RedisCall("list", [self._key(index)], args, read)
+
+    def inspect(self) -> RedisCall[base.Inspection]:
+        def read(reply: Any) -> base.Inspection:
+            now, scheduled, lists, *workers = reply
+            return base.Inspection(
+                now=int(now),
+                scheduled_at=int(scheduled) if scheduled else None,
+                queues=_queues(lists),
+                workers={
+                    _text(name): tuple(_text(line or b"").splitlines()) for name, line in _groups(workers, 2)
+                },
+            )
+
+        return RedisCall("inspect", [], [], read)
+
+    def ask(self, *words: str) -> RedisCall[Any]:
+        """Return a plain command, for questions about the server itself; its reply is as Redis gives it."""
+        return RedisCall("", [], list(words), lambda reply: reply)
 
     def state(self, workflows: Sequence[str]) -> RedisCall[base.StoreState]:
         def line(status: bytes, last: bytes, success: bytes, active: bytes) -> base.WorkflowState:
@@ -435,6 +452,10 @@ def _groups(flat: Sequence[Any], width: int) -> Iterable[tuple[Any, ...]]:
 def _refs(members: Iterable[bytes]) -> tuple[Ref, ...]:
     parts = (_text(member).rpartition(":") for member in members)
     return tuple(Ref(run_id=run_id, number=int(number)) for run_id, _, number in parts)
+
+
+def _queues(lists: Iterable[bytes]) -> tuple[str, ...]:
+    return tuple(sorted({_text(name).partition("\x06")[0] for name in lists}))
 
 
 def _swept(reply: Any) -> Swept:

@@ -452,16 +452,22 @@ class TinyStore(base.Store):
         return tuple(sorted(queued, key=lambda item: (item.queued_at, item.ref))[:OUTBOX_LIMIT])
 
     @_described
-    def publish(self, worker: str, tasks: Mapping[str, TaskOptions]) -> tuple[str, ...]:
+    def publish(
+        self, worker: str, tasks: Mapping[str, TaskOptions], queues: Sequence[str] = ()
+    ) -> tuple[str, ...]:
         old = [name for name, row in self._rows("workers").items() if row["at"] < self._now - 2 * LEASE_MS]
         self._remove("workers", old)
-        if self._rows("workers").get(worker, {"at": 0})["at"] < self._now - LEASE_MS // 3:
+        known = self._rows("workers").get(worker, {"at": 0})
+        if known["at"] < self._now - LEASE_MS // 3 or known.get("queues") != list(queues):
             # Rarely: each time, the whole file is written.
-            self._put("workers", worker, {"at": self._now})
+            self._put("workers", worker, {"at": self._now, "queues": list(queues)})
         for name, options in tasks.items():
             row = msgspec.to_builtins(options)
             if self._rows("tasks").get(name) != row:
                 self._put("tasks", name, row)
+        return self._queues()
+
+    def _queues(self) -> tuple[str, ...]:
         plans = [self._read_plan(digest) for digest in self._rows("plans")]
         return tuple(sorted({node.queue for plan in plans for node in plan.messaged}))
 
@@ -507,6 +513,13 @@ class TinyStore(base.Store):
             key = "" if run.first_failed is None else self._read_plan(run.plan).nodes[run.first_failed].key
             found.append(rules.header(run, self._data(run_id), key))
         return tuple(found), None
+
+    @_described
+    def inspect(self) -> base.Inspection:
+        """No passes: the service that holds the folder makes them, and an idle one should not write."""
+        rows = self._rows("workers").items()
+        alive = {name: tuple(row.get("queues", ())) for name, row in rows if row["at"] >= self._now - LEASE_MS}
+        return base.Inspection(now=self._now, workers=alive, queues=self._queues())
 
     @_described
     def state(self, workflows: Sequence[str]) -> base.StoreState:

@@ -7,6 +7,7 @@ from director.engine import new_token
 from director.errors import Conflict, NotFound
 from director.models import RunError, TaskError, TaskOptions, time_text
 from director.store.base import LEASE_MS, Filter, Ref, Relaunch
+from director.store.redis import RedisStore
 from tests.contract.driving import (
     HOLDER,
     begin,
@@ -341,3 +342,26 @@ def test_a_token_is_short_and_new():
     tokens = {new_token() for _ in range(1000)}
     assert len(tokens) == 1000
     assert {len(token) for token in tokens} == {10}
+
+
+def test_who_looks_after_the_runs_is_known(store, clock):
+    nobody = store.do(store.inspect())
+    assert (nobody.now, nobody.workers, nobody.queues) == (clock.now, {}, ())
+    assert nobody.scheduled_at is None
+    start(store, ["A"], queue="heavy")
+    store.do(store.publish("one", {}, ["celery", "heavy"]))
+    clock.pass_s(20)
+    store.do(store.publish("two", {}, ["db"]))
+    known = store.do(store.inspect())
+    assert (known.workers, known.queues) == ({"one": ("celery", "heavy"), "two": ("db",)}, ("heavy",))
+    clock.pass_s(11)
+    store.do(store.publish("two", {}, ["db", "celery"]))
+    assert store.do(store.inspect()).workers == {"two": ("db", "celery")}
+
+
+def test_redis_remembers_when_a_scheduler_was_there(redis_url, clock):
+    store = RedisStore(redis_url, clock=clock)
+    store.do(store.sweep(fires=True))
+    clock.pass_s(1)
+    store.do(store.sweep())
+    assert store.do(store.inspect()).scheduled_at == clock.now - 1000, "workers sweep too"
