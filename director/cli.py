@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import msgspec
 
 from director import __version__, deliver, log, render, supervisor
 from director.definitions import Definitions, check_payload
+from director.doctor import Finding, examine, fix, of_files, of_settings
 from director.engine import Engine, Relaunched, new_token
 from director.errors import DirectorError, NotFound, SettingsError
 from director.host import Host
 from director.models import FullRun, Plan
-from director.registry import discover
+from director.registry import Discovery, discover
 from director.settings import Settings
 from director.states import ENDED, RUN_STATES, SUCCEEDED
 from director.store import open_store
@@ -64,6 +65,14 @@ class Context:
     def definitions(self, tasks: Mapping[str, str] | None = None) -> Definitions:
         """Read the project's files; with registered tasks, unknown ones are problems."""
         return Definitions(self.settings.home, self.settings.environ, tasks)
+
+    def discover(self) -> Discovery:
+        """Import `tasks/`, and make Celery tasks of it."""
+        from director.worker import register
+
+        # Modules print what they like at import.
+        with contextlib.redirect_stdout(sys.stderr):
+            return register(discover(self.settings.home))
 
     def run_id(self, text: str) -> str:
         """Return the id that `latest`, an id or the start of one means."""
@@ -143,12 +152,7 @@ def _need_redis(settings: Settings, what: str) -> None:
 @as_json
 def check(context: Context, json_: bool) -> int:
     """Check files, tasks, settings and secrets; exit 1 with file:line:column for each problem."""
-    from director.worker import register
-
-    settings = context.settings
-    # Modules print what they like at import.
-    with contextlib.redirect_stdout(sys.stderr):
-        found = register(discover(settings.home))
+    settings, found = context.settings, context.discover()
     definitions = context.definitions(found.files)
     project = definitions.project
     lines = [str(problem) for problem in (*found.problems, *project.problems, *definitions.source_problems())]
@@ -161,6 +165,34 @@ def check(context: Context, json_: bool) -> int:
     texts = [f"{len(things) or 'no'} {word}{'s' * (len(things) != 1)}" for word, things in counts.items()]
     click.echo(f"{settings.home}: {', '.join(texts[:-1])}: {texts[-1]}", err=True)
     return 1 if lines else 0
+
+
+@cli.command()
+@as_json
+def doctor(context: Context, json_: bool) -> int:
+    """Check the deployment: store, workers, queues, secrets; exit 1 when something must be fixed."""
+    findings = list(_diagnose(context))
+    _print(json_, {"findings": findings}, map(str, findings))
+    return 1 if any(finding.level == "fix" for finding in findings) else 0
+
+
+def _diagnose(context: Context) -> Iterator[Finding]:
+    try:
+        settings = context.settings
+    except SettingsError as exc:
+        yield from (fix("settings", line) for line in str(exc).splitlines())
+        return
+    yield from of_settings(settings)
+    try:
+        found = context.discover()
+        definitions = context.definitions(found.files)
+    except OSError as exc:
+        yield fix("files", f"The project's files cannot be read: {exc}.")
+        return
+    options = {name: entry.published() for name, entry in found.tasks.items()}
+    yield from examine(settings, definitions.project, options)
+    problems = [*found.problems, *definitions.project.problems]
+    yield from of_files(definitions.project, problems, definitions.source_problems())
 
 
 def _placed(warning: str, home: Path) -> str:
