@@ -208,7 +208,7 @@ def of_server(where: str, info: Mapping[str, str], trip_ms: float, skew_s: float
     """Judge version, role, distance and clock."""
     product = "Valkey" if info.get("valkey_version") or info.get("server_name") == "valkey" else "Redis"
     version = info.get("valkey_version") or info.get("redis_version", "")
-    text = f"{product} {version or '(version unknown)'} at {where}, {trip_ms:.1f} ms away"
+    text = f"{product} {version or '(version unknown)'} at {where}, {trip_ms:.2f} ms away"
     if info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == "1":
         yield fix(
             "redis", f"{where} is a cluster, which is not supported. Use a single server, with replicas if wanted."
