@@ -297,7 +297,7 @@ def of_scheduler(known: Inspection) -> Finding:
     """Judge whether a scheduler runs, by its pass of each minute."""
     if known.pruned_at is not None and known.now - known.pruned_at < PASS_S * 1000:
         return ok("scheduler", f"runs; its last pass was {_duration((known.now - known.pruned_at) / 1000)} ago")
-    seen = "No scheduler has run yet"
+    seen = "No scheduler has run yet (one that has just started shows within 10 s)"
     if known.pruned_at is not None:
         seen = f"No scheduler has run for {_duration((known.now - known.pruned_at) / 1000)}"
     return fix("scheduler", f"{seen}: nothing fires, old runs stay. Start one: director scheduler")
