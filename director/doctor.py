@@ -23,8 +23,8 @@ from director.supervisor import ServiceLock
 
 WAITING_S = 60
 STUCK_S = 600
-PASS_S = 150
-"""Schedulers prune once a minute."""
+PASS_S = 30
+"""Schedulers make a pass a second."""
 SKEW_S = 2.0
 SLOW_MS = 20.0
 FREE_MB = (100, 1000)
@@ -294,13 +294,12 @@ def of_eviction(info: Mapping[str, str], config: Mapping[str, str] | None) -> Fi
 
 
 def of_scheduler(known: Inspection) -> Finding:
-    """Judge whether a scheduler runs, by its pass of each minute."""
-    if known.pruned_at is not None and known.now - known.pruned_at < PASS_S * 1000:
-        return ok("scheduler", f"runs; its last pass was {_duration((known.now - known.pruned_at) / 1000)} ago")
-    seen = "No scheduler has run yet (one that has just started shows within 10 s)"
-    if known.pruned_at is not None:
-        seen = f"No scheduler has run for {_duration((known.now - known.pruned_at) / 1000)}"
-    return fix("scheduler", f"{seen}: nothing fires, old runs stay. Start one: director scheduler")
+    """Judge whether a scheduler runs, by its last pass."""
+    away_s = None if known.scheduled_at is None else (known.now - known.scheduled_at) / 1000
+    if away_s is not None and away_s < PASS_S:
+        return ok("scheduler", f"runs; its last pass was {_duration(away_s)} ago")
+    seen = "has ever run" if away_s is None else f"has run for {_duration(away_s)}"
+    return fix("scheduler", f"No scheduler {seen}: nothing fires, old runs stay. Start one: director scheduler")
 
 
 def of_workers(

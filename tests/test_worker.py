@@ -226,7 +226,7 @@ def test_a_queue_named_later_is_consumed_too(home, store, redis_url):
         run_id = start(store, workflow(["ONE"], queue="later"))
         assert ended(store, run_id, 20).tasks[0].queue == "later"
         queues = until(lambda: [q for q in store.do(store.inspect()).workers.values() if "later" in q])
-        assert queues == [("celery", "heavy", "later")], "what it consumes is published"
+        assert queues == [("celery", "later")], "what it consumes is published"
 
 
 def test_queues_that_the_files_name_are_consumed_from_the_start(home, store, redis_url):
