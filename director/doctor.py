@@ -152,6 +152,7 @@ def _needed(project: Project, options: Mapping[str, TaskOptions]) -> dict[str, s
     return {
         node.queue: workflow.name
         for workflow in project.workflows.values()
+        if workflow.enabled
         for node in plan.build(workflow, dict(options)).messaged
     }
 
