@@ -11,6 +11,7 @@ import json
 import os
 import random
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,11 +25,15 @@ from director.engine import new_token, report
 from director.errors import DirectorError, StoreUnavailable
 from director.models import Plan, TaskError
 from director.settings import MAX_ARGUMENT_BYTES, Settings
-from director.states import ENDED, FAILED
+from director.states import CANCELED, ENDED, FAILED
 from director.store.base import Begun, Finished, Next, Outcome, Ref, Store
 
 LOOK_S = 2.0
 """How often a process renews its leases and looks whether its runs were canceled."""
+AGAIN_S = 10.0
+"""How long a task that has caught Canceled may clean up before it is raised again."""
+INTERRUPT = signal.SIGURG
+"""Sent by a process to its own main thread. Nothing else uses it, and without a handler it does nothing."""
 MAX_BACKOFF_S = 600.0
 
 logger = log.get("director.execution")
@@ -125,9 +130,11 @@ class Executor:
 
     def _call(self, begun: Begun, call: CallFunction) -> Outcome:
         if self._keeper is None:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(INTERRUPT, registry.interrupt)
             self._keeper = threading.Thread(target=self._renew_for_ever, name="leases", daemon=True)
             self._keeper.start()
-        held = self._held[begun.token] = _Held(begun.ref)
+        held = self._held[begun.token] = _Held(begun.ref, threading.get_ident())
         registry.set_current(lambda: held.gone)
         started = time.monotonic()
         try:
@@ -139,7 +146,7 @@ class Executor:
         facts = {"run_id": begun.ref.run_id, "task": begun.task, "attempt": begun.attempt}
         if outcome.error is None:
             logger.debug("task.succeeded", **facts, duration_s=duration_s)
-        else:
+        elif not held.gone:
             event = "task.failed" if outcome.retry_in_ms is None else "task.retried"
             reason = f"{outcome.error.type}: {outcome.error.message}"
             logger.warning(event, **facts, duration_s=duration_s, reason=reason)
@@ -156,7 +163,9 @@ class Executor:
                 logger.warning("task.not_recorded", task_run=str(begun.ref), reason=str(exc), wait_s=wait_s)
                 time.sleep(wait_s)
                 wait_s = min(wait_s * 2, 2.0)
-        if not finished.accepted:
+        if not finished.accepted and finished.run_status == CANCELED:
+            logger.info("task.canceled", task_run=str(begun.ref), task=begun.task)
+        elif not finished.accepted:
             logger.warning("task.refused", task_run=str(begun.ref), reason="its lease was taken away")
         elif finished.run_status in ENDED and not begun.hook:
             # Only the last task run of a run can end it, whatever its own outcome.
@@ -244,21 +253,33 @@ class Executor:
                 logger.warning("lease.not_renewed", count=len(held), reason=repr(exc))
                 continue
             for ref, token in held:
-                if ref in gone and token in self._held:
-                    self._held[token].gone = True
+                if ref in gone and (lost := self._held.get(token)):
+                    lost.interrupt()
 
 
 class _Held:
     """A task run that executes here."""
 
-    def __init__(self, ref: Ref) -> None:
+    def __init__(self, ref: Ref, thread: int) -> None:
         self.ref = ref
+        self.thread = thread
         self.since = time.monotonic()
         self.gone = False
+        self._again_at = 0.0
 
     def is_old(self) -> bool:
         """Return whether it is worth a call: most task runs end before."""
         return time.monotonic() - self.since > LOOK_S / 2
+
+    def interrupt(self) -> None:
+        """Say that it is held no more; in the main thread, raise Canceled inside its function, now and then.
+
+        The signal may arrive when the next task run executes: what it does depends on that one's state.
+        """
+        self.gone = True
+        if self.thread == threading.main_thread().ident and time.monotonic() >= self._again_at:
+            self._again_at = time.monotonic() + AGAIN_S
+            signal.pthread_kill(self.thread, INTERRUPT)
 
 
 class _TooLarge(ValueError):

@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import msgspec
@@ -21,7 +21,11 @@ NOT_IMPORTED = "cannot be imported"
 
 
 class Canceled(BaseException):
-    """Raised inside a task whose run was canceled. Not an Exception, so that `except Exception` lets it pass."""
+    """Raised inside a task whose run was canceled, or which was taken away from its worker (past its timeout, or
+    started elsewhere after this process was frozen): whatever it returns will be refused.
+
+    Not an Exception, so that `except Exception` lets it pass.
+    """
 
 
 class Registered(Struct, frozen=True):
@@ -114,6 +118,19 @@ def check_canceled() -> None:
 def set_current(canceled: Callable[[], bool] | None) -> None:
     """Say how `check_canceled` finds out, for the task that this thread executes."""
     _current.canceled = canceled
+
+
+def interrupt(_signal: int, frame: FrameType | None) -> None:
+    """Handle a signal: raise Canceled, if this thread is inside the function of a task whose run was canceled.
+
+    Not between two functions, where Celery's code and ours would be hit: by the frames, so that no
+    instruction is left at which a flag could lie.
+    """
+    functions = {entry.function.__code__ for entry in _registered.values()}
+    while frame is not None:
+        if frame.f_code in functions:
+            return check_canceled()
+        frame = frame.f_back
 
 
 def executing() -> bool:
