@@ -15,6 +15,8 @@ from typing import Any
 from celery import Celery, signals
 from celery.apps import worker as celery_worker
 from celery.platforms import SecurityWarning
+from celery.worker import consumer
+from kombu.exceptions import SerializationError
 
 from director import definitions, log, messages, plan, registry
 from director.engine import report
@@ -30,6 +32,44 @@ SWEEP_S = 3.0
 PASS_S = 0.5
 
 logger = log.get("director.worker")
+
+
+_OF_THE_MESSAGE = (LookupError, TypeError, ValueError, AttributeError, RecursionError, SerializationError)
+"""What Celery raises for messages of strange shapes. (It takes KeyError for a broker that is away.)"""
+
+
+class Consumer(consumer.Consumer):  # type: ignore[misc]
+    """Celery's, but a message that nobody can use is dropped; Celery would end, or reconnect for ever."""
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        """Return what is called with each message."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def receive(message: Any) -> Any:
+            try:
+                _check(message.headers)
+                return handle(message)
+            except _OF_THE_MESSAGE as exc:
+                logger.warning(
+                    "message.dropped", reason=f"it is no task's message: {type(exc).__name__}: {exc}"[:200]
+                )
+                message.reject_log_error(logger, self.connection_errors)
+
+        return receive
+
+
+def _check(headers: object) -> None:
+    """Raise what is wrong with a message's headers where Celery would find it too late."""
+    if not isinstance(headers, dict) or "task" not in headers:
+        return  # of an older protocol, or none: Celery looks at its body first
+    header = headers.get(messages.HEADER)
+    if header is not None and messages.parse(header) is None:
+        raise ValueError(f"its header {messages.HEADER} is broken")
+    hard, soft = headers.get("timelimit") or (None, None)
+    if not all(isinstance(limit, int | float | None) for limit in (hard, soft)):
+        raise TypeError("a limit is no number")
+    if not isinstance(headers["id"], str):
+        raise TypeError("its id is no text")
 
 
 class Parent:

@@ -17,11 +17,12 @@ from celery import Celery, Task
 from celery.app.trace import trace_ok_t
 from celery.exceptions import Ignore, Retry
 from celery.utils.time import rate
+from kombu.transport import TRANSPORT_ALIASES
 
 from director import log, messages, registry
 from director.execution import Arguments, Executor, Result, UnknownTask, seconds_until
 from director.models import TaskError
-from director.parent import Parent
+from director.parent import Consumer, Parent
 from director.plan import DEFAULT_QUEUE
 from director.settings import Settings
 from director.store import keys, open_store
@@ -175,6 +176,7 @@ def build_app(settings: Settings, store: Store | None = None) -> Celery:
         worker_redirect_stdouts=False,
         worker_concurrency=settings.concurrency,
         worker_pool=settings.pool,
+        worker_consumer=Consumer,
         **_broker(settings),
     )
     app.director = Parent(app, settings, executor, register(registry.discover(settings.home), app))
@@ -205,6 +207,7 @@ def _broker(settings: Settings) -> dict[str, Any]:
     if settings.embedded:
         return {"broker_url": "memory://localhost", "broker_transport_options": {"polling_interval": 0.01}}
     url = settings.redis_url or ""
+    TRANSPORT_ALIASES["redis"] = TRANSPORT_ALIASES["rediss"] = "director.transport:Transport"
     options = {
         "global_keyprefix": keys.queue_prefix(settings.prefix),
         "health_check_interval": 5,

@@ -16,7 +16,7 @@ FLOORS = [
     "store",
     "engine",
     "execution scheduler",
-    "parent loop",
+    "parent loop transport",
     "worker",
     "embedded",
     "web",
@@ -26,7 +26,7 @@ FLOORS = [
 ]
 HOMES = {
     "celery": {"worker", "parent", "embedded"},
-    "kombu": {"embedded"},
+    "kombu": {"embedded", "parent", "transport", "worker"},
     "billiard": {"worker"},
     "redis": {"store", "scheduler"},
     "tinydb": {"store"},

@@ -1,5 +1,6 @@
 """Real Celery workers on a real Redis: order, arguments, failures, deaths."""
 
+import json
 import os
 import signal
 import time
@@ -338,3 +339,69 @@ def test_yaml_grants_retries_with_a_pause(home, store, redis_url):
         run = ended(store, start(store, definition, {"flag": str(home / "none")}), 15, sweep=True)
     assert (run.status, run.tasks[0].attempts) == ("failed", 3)
     assert calls(home) == ["FRAGILE"] * 3
+
+
+def poison(message):
+    """Return what no worker can use, each a change to a message that is right."""
+
+    def changed(**changes):
+        copy = json.loads(message)
+        for path, value in changes.items():
+            *way, last = path.split("__")
+            place = copy
+            for step in way:
+                place = place[step]
+            place.pop(last.replace("_", "-"), None) if value is None else place.update(
+                {last.replace("_", "-"): value}
+            )
+        return json.dumps(copy)
+
+    yield from (b"\xff\xfe", b"", b"no JSON", b"[1, 2]", b"null", b"17", b'"text"', b"{}", b"[" * 100_000)
+    yield from (
+        b'{"properties": {}}',
+        b'{"properties": {"delivery_tag": "x"}}',
+        b'{"headers": {}, "properties": 5}',
+    )
+    yield changed(content_type=None)
+    yield changed(content_type="application/x-python-serialize")
+    yield changed(content_type=5)
+    yield changed(headers=None)
+    yield changed(headers=[])
+    yield changed(headers={})
+    yield changed(headers="text")
+    yield changed(headers__id=None)
+    yield changed(headers__id=[1])
+    yield changed(headers__task=["ONE"])
+    yield changed(headers__task=None)
+    yield changed(headers__director="broken")
+    yield changed(headers__director="run:x 0 1")
+    yield changed(headers__director=5)
+    yield changed(headers__timelimit="soon")
+    yield changed(headers__timelimit=["soon", "now"])
+    yield changed(headers__timelimit=[1, 2, 3])
+    yield changed(headers__eta="tomorrow")
+    yield changed(headers__expires=[])
+    yield changed(body="no base64")
+    yield changed(body="bm8gSlNPTg==")
+    yield changed(body="e30=")
+    yield changed(body=5)
+    yield changed(body=None)
+    yield json.dumps({**json.loads(message), "properties": {"delivery_tag": "t", "delivery_info": "text"}})
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_what_is_no_message_is_dropped_and_the_worker_lives(home, store, redis_url, pool):
+    client = redis.Redis.from_url(redis_url)
+    start(store, workflow(["SUM"]))
+    bad = list(poison(client.lpop("director:mq:celery")))
+    with worker(home, redis_url, DIRECTOR_POOL=pool) as process:
+        ready(store)
+        for item in bad:
+            client.lpush("director:mq:celery", item)
+            assert ended(store, start(store, workflow(["ONE"])), 10).status == "succeeded", item[:80]
+        assert process.poll() is None
+    assert calls(home) == ["ONE"] * len(bad)
+    log = (home / "worker.log").read_text()
+    assert "message.dropped" in log
+    assert "Connection to broker lost" not in log
+    assert client.hlen("director:mq:unacked") == 0
