@@ -56,6 +56,8 @@ class Result(msgspec.Struct):
     value: Any = None
     error: TaskError | None = None
     retry_in_s: float | None = None
+    final: bool = False
+    """No other try, whatever the plan grants."""
 
 
 class Executor:
@@ -210,9 +212,7 @@ class Executor:
                 if isinstance(exc, OverflowError | _TooLarge):
                     message = str(exc)
                 return Outcome(error=TaskError(type="ResultError", message=message))
-        retry_in_s = result.retry_in_s
-        if retry_in_s is None:
-            retry_in_s = self._retry_of_plan(begun)
+        retry_in_s = None if result.final else self._retry_in_s(begun, result.retry_in_s)
         return Outcome(
             error=result.error, retry_in_ms=None if retry_in_s is None else max(0, int(retry_in_s * 1000))
         )
@@ -227,17 +227,22 @@ class Executor:
             )
         return body
 
-    def _retry_of_plan(self, begun: Begun) -> float | None:
-        """Return seconds until the next try that the YAML grants, doubling with jitter, or None."""
+    def _retry_in_s(self, begun: Begun, asked_s: float | None) -> float | None:
+        """Return seconds until the next try, or None: what YAML says wins over what the task itself asks for.
+
+        YAML's pauses double, with jitter.
+        """
         if begun.hook:
-            return None
+            return asked_s
         try:
             plan: Plan = self.store.do(self.store.plan(begun.plan))
         except DirectorError:
-            return None
+            return asked_s
         node = plan.nodes[begun.ref.number]
-        if begun.retries >= (node.retries or 0):
+        if begun.retries >= (node.retries or 0) and (asked_s is None or node.retries is not None):
             return None
+        if asked_s is not None and node.backoff is None:
+            return asked_s
         backoff_s: float = (node.backoff or 1.0) * 2**begun.retries
         return min(backoff_s, MAX_BACKOFF_S) * random.uniform(0.75, 1.0)
 

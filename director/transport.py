@@ -16,7 +16,7 @@ class Message(virtual.Message):
 
     def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
         try:
-            super().__init__(payload, channel=channel, **kwargs)
+            super().__init__(payload, channel=channel, **kwargs)  # type: ignore[no-untyped-call]  # kombu has no types
             delivery = self.delivery_info["exchange"], self.delivery_info["routing_key"], self.delivery_tag
         except Exception as exc:
             raise ValueError(f"{type(exc).__name__}: {exc}") from exc

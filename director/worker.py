@@ -85,7 +85,7 @@ class DirectorTask(Task):  # type: ignore[misc]
             tracer = self.__dict__.get("_tracer") or self._build_tracer()
             value, info, _, _ = tracer(uuid, args, kwargs, own)
         except registry.Canceled:
-            return Result(error=TaskError(type="Canceled", message="its run was canceled"))
+            return Result(error=TaskError(type="Canceled", message="its run was canceled"), final=True)
         except BaseException as exc:
             if terminate_handler_fired():
                 raise  # the pool ends this process; the task has not failed, its worker goes

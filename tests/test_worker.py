@@ -93,15 +93,6 @@ def test_a_failed_member_stops_what_follows_and_relaunch_runs_only_that(home, st
     assert sorted(calls(home)[before:]) == ["FRAGILE", "SUM"]
 
 
-def test_tasks_use_celerys_own_options(home, store, redis_url):
-    with worker(home, redis_url):
-        ready(store)
-        run = ended(store, start(store, workflow(["AGAIN"])), sweep=True)
-
-    assert results(run) == {"AGAIN": 2}
-    assert tasks(run)["AGAIN"].attempts == 3
-
-
 @pytest.mark.parametrize(
     ("task", "kind", "words"),
     [
@@ -330,15 +321,6 @@ def test_a_broken_task_is_named_and_keeps_nobody_from_working(home, store, redis
         run = ended(store, start(store, workflow(["ONE", "GONE"])), 10)
         assert run.status == "succeeded", "a task above the slip is there"
         assert "WRONG_QUEUE" not in store.do(store.task_options())
-
-
-def test_yaml_grants_retries_with_a_pause(home, store, redis_url):
-    with worker(home, redis_url):
-        ready(store)
-        definition = workflow([Call(name="FRAGILE", retries=2, backoff=0.2)])
-        run = ended(store, start(store, definition, {"flag": str(home / "none")}), 15, sweep=True)
-    assert (run.status, run.tasks[0].attempts) == ("failed", 3)
-    assert calls(home) == ["FRAGILE"] * 3
 
 
 def poison(message):
