@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from celery import Celery, signals
 from celery.apps import worker as celery_worker
 from celery.platforms import SecurityWarning
@@ -123,11 +124,18 @@ class Parent:
 
     def _on_setup(self, instance: Any, **_: Any) -> None:
         self.instance = instance
+        limits = {name: getattr(instance, name, None) for name in ("time_limit", "soft_time_limit")}
+        if any(limits.values()):
+            # Of the whole worker: published as each task's, so that what it ends is known for a timeout.
+            for name, options in self.tasks.items():
+                own = {limit: getattr(options, limit) or value for limit, value in limits.items()}
+                self.tasks[name] = msgspec.structs.replace(options, limited=True, **own)
         for queue in self._queues() if self.consumes_all else ():
             self.app.amqp.queues.select_add(queue, routing_key=queue)
         self.executor.threads = "prefork" not in instance.pool_cls.__module__
         # Celery counts and shows messages; with these options one message must stay one task.
-        if getattr(instance, "max_tasks_per_child", None) or getattr(instance, "task_events", None):
+        names = ("max_tasks_per_child", "task_events", "time_limit", "soft_time_limit")
+        if any(getattr(instance, name, None) for name in names):
             self.executor.ahead_s = 0.0
 
     def _on_ready(self, **_: Any) -> None:
