@@ -31,6 +31,7 @@ ALIVE_S = 2.0
 SWEEP_S = 3.0
 """Rarer than the scheduler's, often enough that the store is never taken to have been away."""
 PASS_S = 0.5
+WAKE_S = 0.05
 
 logger = log.get("director.worker")
 
@@ -82,6 +83,8 @@ class Parent:
         self.store = executor.store
         self.consumes_all = True
         self.stopping = threading.Event()
+        self._impatient = threading.Event()
+        """A second signal has come."""
         self.instance: Any = None
         self._children: set[int] = set()
         self._due: dict[Callable[[], object], float] = {}
@@ -142,10 +145,15 @@ class Parent:
         pool = "threads" if self.executor.threads else "prefork"
         logger.info("worker.started", worker=self.executor.boot, pool=pool)
         self._children = self._pool_pids()
+        if self.executor.threads and (hub := getattr(self.instance, "hub", None)):
+            # A thread that ends its task wakes nobody, and Celery's loop would sleep on beside a full queue.
+            hub.call_repeatedly(WAKE_S, int)
         threading.Thread(target=self._look_after, name="parent", daemon=True).start()
 
     def _on_shutdown(self, **_: Any) -> None:
-        if not self.stopping.is_set():
+        if self.stopping.is_set():
+            self._impatient.set()
+        else:
             self.stopping.set()
             threading.Thread(target=self._end_of_grace, name="grace", daemon=True).start()
 
@@ -209,9 +217,9 @@ class Parent:
         return {process.pid for process in getattr(pool, "_pool", None) or () if process.is_alive()}
 
     def _end_of_grace(self) -> None:
-        """Give running tasks their time; then stop them and hand them back, which is no loss."""
+        """Give running tasks their time, or until a second signal; then hand them back, which is no loss."""
         logger.info("worker.stopping", grace_s=self.settings.grace_s)
-        time.sleep(self.settings.grace_s)
+        self._impatient.wait(self.settings.grace_s)
         for pid in self._pool_pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

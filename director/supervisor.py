@@ -202,8 +202,9 @@ class WorkerChild:
 
     def terminate(self) -> None:
         """Let the process end its work, and start it no more. Fit for a signal handler."""
-        self._stopping = True
-        self._process.terminate()
+        again, self._stopping = self._stopping, True
+        if not again:  # a second signal would end it at once
+            self._process.terminate()
 
     def stop(self, grace_s: float) -> None:
         """SIGTERM; SIGKILL when it is still there after its grace."""
