@@ -99,6 +99,7 @@ def test_sigterm_under_load_ends_within_the_grace_and_loses_nothing(load):
     assert calls(load.home) == ["LONG"] * 4
 
 
+@pytest.mark.parametrize("load", ["worker prefork", "worker threads"], indirect=True)
 def test_an_idle_worker_ends_at_once(load):
     until(lambda: "worker.started" in load.worker.log.read_text(), what="the worker")
     began = time.monotonic()
