@@ -67,7 +67,7 @@ def main() -> int:
                 kind: statistics.mean(client.memory_usage(f"director:{kind}:{run_id}") for run_id in ids)
                 for kind in ("run", "data")
             }
-            for index in ("runs", "runs:w", "done:w"):
+            for index in ("runs", "runs:w"):
                 sizes[index] = client.memory_usage(f"director:{index}", samples=0) / RUNS
             if dedupes:
                 sizes["seen"] = statistics.mean(client.memory_usage(key) for key in client.keys("director:seen:*"))

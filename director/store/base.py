@@ -245,7 +245,7 @@ class Keep(Struct, frozen=True):
     age_ms: int | None = None
     """Those that ended less than so long ago."""
     runs: int | None = None
-    """So many, those that ended last."""
+    """So many, those that were created last."""
 
 
 class Outbox(Struct, frozen=True):
@@ -430,7 +430,7 @@ class Store(ABC):
 
         `keeps`: by workflow, "" for every other; a workflow with neither keeps all. A run in which anything
         is underway, a hook too, stays. Everything of a run goes but its dedupe key, which still answers with
-        its id until it expires. What ended longest ago goes first.
+        its id until it expires. What was created first goes first.
         """
 
     @abstractmethod

@@ -8,7 +8,6 @@
     runs:{workflow}   zset    the same of one workflow
     runs.failed       zset    the same, failed ones
     runs.active       zset    the same, queued and running ones
-    done:{workflow}   zset    ended runs in which nothing, no hook either, is underway, by their end, ms
     leases            zset    RUN:NUMBER → when its lease ends, ms
     queued:{list}     zset    RUN:NUMBER → when to look whether its message is lost, ms
     delayed           zset    RUN:NUMBER → when it is queued again, ms

@@ -6,7 +6,6 @@ twin is `lua/common.lua`; the names of the moves are the same there.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from director import messages
 from director import plan as plans
 from director.models import FullRun, Node, Plan, Progress, Run, RunError, TaskError, TaskRun, time_text
 from director.states import CANCELED, ENDED, PENDING, SKIPPED, WORD
-from director.store.base import LEASE_MS, UNKNOWN_MS, Begun, Keep, Next, Outcome, Ref, ScheduleState
+from director.store.base import LEASE_MS, UNKNOWN_MS, Begun, Next, Outcome, Ref, ScheduleState
 
 
 class Task(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -324,16 +323,6 @@ class Moves:
 
 def _error(kind: str, message: str) -> bytes:
     return msgspec.json.encode(TaskError(type=kind, message=message))
-
-
-def expired(ends: Sequence[int], keep: Keep, now: int) -> int:
-    """Return how many of a workflow's finished runs are not kept: so many that ended longest ago.
-
-    Args:
-        ends: when they ended, ms, in order.
-    """
-    too_old = 0 if keep.age_ms is None else bisect_right(ends, now - keep.age_ms)
-    return max(too_old, 0 if keep.runs is None else len(ends) - keep.runs)
 
 
 # What both stores show of a run -----------------------------------------------------------------

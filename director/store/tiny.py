@@ -158,23 +158,23 @@ class TinyStore(base.Store):
         if run.s == "s" and run.ended == self._now:
             self._put("successes", run.workflow, {"at": self._now})
         if ended and not busy:
-            self._prune(self._done(), base.Keep(runs=self._keep_runs))
+            self._prune()
 
-    def _done(self, workflow: str | None = None) -> Sequence[tuple[int, str]]:
-        """Return when finished runs ended, and their ids, in order; of one workflow, or all."""
-        rows = self._rows("runs").items()
-        done = [(row["state"]["ended"], id_, row) for id_, row in rows if row["ended"] and not row["busy"]]
-        return sorted((at, id_) for at, id_, row in done if workflow in (None, row["state"]["workflow"]))
+    def _prune(self) -> None:
+        """Remove what ended longest ago over the limit of the folder."""
+        rows = self._rows("runs")
+        done = sorted(
+            (row["state"]["ended"], id_) for id_, row in rows.items() if row["ended"] and not row["busy"]
+        )
+        self._forget([run_id for _, run_id in done[: max(0, len(done) - self._keep_runs)]])
 
-    def _prune(self, done: Sequence[tuple[int, str]], keep: base.Keep, limit: int | None = None) -> int:
-        """Remove finished runs that are not kept, with what only they use; return how many."""
-        gone = [run_id for _, run_id in done[: rules.expired([at for at, _ in done], keep, self._now)]][:limit]
-        if gone:
-            self._unnamed += [file for run_id in gone for file in files_of(self._rows("runs")[run_id]["data"])]
-            self._remove("runs", gone)
+    def _forget(self, run_ids: Sequence[str]) -> None:
+        """Remove runs, with what only they use."""
+        if run_ids:
+            self._unnamed += [file for id_ in run_ids for file in files_of(self._rows("runs")[id_]["data"])]
+            self._remove("runs", run_ids)
             used = {row["state"]["plan"] for row in self._rows("runs").values()}
             self._remove("plans", [digest for digest in self._rows("plans") if digest not in used])
-        return len(gone)
 
     def _read_plan(self, digest: str) -> Plan:
         plan = self._plans.get(digest)
@@ -433,11 +433,22 @@ class TinyStore(base.Store):
 
     @_described
     def prune(self, keeps: Mapping[str, base.Keep], limit: int = base.PRUNE_LIMIT) -> int:
-        gone = 0
-        for workflow in {row["state"]["workflow"] for row in self._rows("runs").values()}:
-            if keep := keeps.get(workflow, keeps.get("")):
-                gone += self._prune(self._done(workflow), keep, limit - gone)
-        return gone
+        gone: list[str] = []
+        rows = self._rows("runs").items()
+        for workflow in sorted({row["state"]["workflow"] for _, row in rows}):
+            keep = keeps.get(workflow, keeps.get("", base.Keep()))
+            of = sorted(
+                (row["state"]["created"], id_) for id_, row in rows if row["state"]["workflow"] == workflow
+            )
+            surplus = 0 if keep.runs is None else len(of) - keep.runs
+            for place, (_, id_) in enumerate(of):
+                row = self._rows("runs")[id_]
+                ended = row["state"].get("ended") if row["ended"] and not row["busy"] else None
+                too_old = keep.age_ms is not None and ended is not None and ended <= self._now - keep.age_ms
+                if ended is not None and (place < surplus or too_old):
+                    gone.append(id_)
+        self._forget(gone[:limit])
+        return len(gone[:limit])
 
     @_described
     def outbox(self) -> tuple[Outbox, ...]:

@@ -89,12 +89,14 @@ def test_a_workflow_has_its_own_rule_and_without_one_keeps_all(store, clock):
     assert there(store) == {runs["all"][3], *runs["few"][2:], runs["young"][3]}
 
 
-def test_what_ended_last_counts_as_the_newest(store, clock):
-    first = start(store, ["A"])
+def test_what_was_created_last_is_kept_and_what_is_active_counts(store, clock):
+    active = start(store, ["A"])
     others = [ended(store, clock) for _ in range(3)]
-    succeed(store, first, 0)
-    assert store.do(store.prune({"w": Keep(runs=2)})) == 2
-    assert there(store) == {first, others[2]}
+    assert store.do(store.prune({"w": Keep(runs=2)})) == 1
+    assert there(store) == {active, *others[1:]}
+    succeed(store, active, 0)
+    assert store.do(store.prune({"w": Keep(runs=2)})) == 1
+    assert there(store) == set(others[1:])
 
 
 def test_a_pass_is_bounded_and_takes_the_oldest_ends(store, clock):

@@ -29,12 +29,10 @@ for i = 1, #all, 2 do
 end
 set(run, 's', 'c')
 set(run, 'e', string.format('%.0f', now))
-run.hooks = run.hooks .. '-'
-set(run, 'h', run.hooks)
+set(run, 'h', run.hooks .. '-')
 set(run, 'k', token)
 save(run)
 redis.call('HDEL', KEYS[1], 'a')
 redis.call('ZREM', prefix .. 'runs.active', id)
 redis.call('HINCRBY', prefix .. 'stats', 'active:' .. run.workflow, -1)
-settle(run, now)
 return ''

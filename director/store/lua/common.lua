@@ -194,19 +194,6 @@ local function release(run, children, wish)
   end
 end
 
--- A run in which nothing is underway any more may be pruned. Hooks outlive their run's end, those of former launches
--- the next end; `but` is one that has just ended. One that this call has queued has no field yet.
-local function settle(run, ended_at, but)
-  for launch = 1, #run.hooks do
-    local number = run.nodes + launch - 1
-    if string.sub(run.hooks, launch, launch) ~= '-' and number ~= but then
-      local text = redis.call('HGET', run.key, number)
-      if not text or string.find(text, '^[qry]') then return end
-    end
-  end
-  redis.call('ZADD', prefix .. 'done:' .. run.workflow, ended_at, run.id)
-end
-
 -- Runs that failed in this call.
 local ended = {}
 
@@ -233,7 +220,6 @@ local function end_run(run, wish)
     local node = read_node(line, 'h' .. kind, kind)
     queue_or_keep(run, number, parse(run, false, node), node, wish)
   end
-  settle(run, now)
 end
 
 -- running or queued → succeeded | failed, with all that follows from it. `body` is the result or the error.
@@ -248,10 +234,7 @@ local function complete(run, number, t, node, status, body, wish)
     if t.attempts > 1 then redis.call('HDEL', data, 'e' .. number) end
     if body ~= 'null' then redis.call('HSET', data, 'r' .. number, body) end
   end
-  if node.hook ~= '' then
-    if run.s ~= 'q' and run.s ~= 'r' then settle(run, redis.call('HGET', run.key, 'e'), tonumber(number)) end
-    return
-  end
+  if node.hook ~= '' then return end
   run.active = run.active - 1
   if status == 's' then
     run.succeeded = run.succeeded + 1

@@ -54,7 +54,6 @@ set(run, 'f', run.failed)
 set(run, 'a', #roots)
 save(run)
 redis.call('ZREM', prefix .. 'runs.failed', id)
-redis.call('ZREM', prefix .. 'done:' .. run.workflow, id)
 redis.call('ZADD', prefix .. 'runs.active', run.created, id)
 redis.call('HINCRBY', prefix .. 'stats', 'active:' .. run.workflow, 1)
 return { 1, run.launch }
