@@ -28,7 +28,7 @@ run: setup .env
 	$(BIN)/director up
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .
