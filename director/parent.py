@@ -21,6 +21,7 @@ from director.engine import report
 from director.errors import DirectorError, StoreUnavailable
 from director.execution import Executor
 from director.plan import DEFAULT_QUEUE
+from director.publisher import Publisher
 from director.settings import Settings
 from director.store.base import Ref
 
@@ -43,6 +44,7 @@ class Parent:
         self.stopping = threading.Event()
         self.instance: Any = None
         self._children: set[int] = set()
+        self._publisher: Publisher | None = None
         self._due: dict[Callable[[], object], float] = {}
 
     def connect_signals(self) -> None:
@@ -95,6 +97,9 @@ class Parent:
         logger.info("worker.started", worker=self.executor.boot, pool=pool)
         self._children = self._pool_pids()
         threading.Thread(target=self._look_after, name="parent", daemon=True).start()
+        if not (self.settings.embedded or self.settings.broker_is_store):
+            self._publisher = Publisher(self.settings, self.store, self.executor.boot)
+            self._publisher.start()
 
     def _on_shutdown(self, **_: Any) -> None:
         if not self.stopping.is_set():
@@ -165,6 +170,8 @@ class Parent:
         for pid in self._pool_pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if self._publisher is not None:
+            self._publisher.stop()
         # Redis would give what is handed back to this worker's blocking pop, and it would end with it.
         with contextlib.suppress(AttributeError):
             for channel in self.instance.consumer.connection.transport.channels:

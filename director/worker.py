@@ -23,6 +23,7 @@ from director.execution import Arguments, Executor, Result, UnknownTask, seconds
 from director.models import TaskError
 from director.parent import Parent
 from director.plan import DEFAULT_QUEUE
+from director.publisher import transport
 from director.settings import Settings
 from director.store import keys, open_store
 from director.store.base import Begun, Ref, Store
@@ -204,6 +205,14 @@ def _broker(settings: Settings) -> dict[str, Any]:
     """Return Celery's settings of the broker."""
     if settings.embedded:
         return {"broker_url": "memory://localhost", "broker_transport_options": {"polling_interval": 0.01}}
+    if not settings.broker_is_store:
+        made = transport(settings)
+        return {
+            "broker_url": settings.broker_uri,
+            "broker_transport_options": made["transport_options"],
+            "broker_use_ssl": made.get("ssl"),
+            "broker_heartbeat": 10,
+        }
     url = settings.redis_url or ""
     options = {
         "global_keyprefix": keys.queue_prefix(settings.prefix),

@@ -15,7 +15,7 @@ FLOORS = [
     "definitions registry",
     "store",
     "engine",
-    "execution scheduler",
+    "execution publisher scheduler",
     "parent loop",
     "worker",
     "embedded",
@@ -26,7 +26,7 @@ FLOORS = [
 ]
 HOMES = {
     "celery": {"worker", "parent", "embedded"},
-    "kombu": {"embedded"},
+    "kombu": {"publisher"},
     "billiard": {"worker"},
     "redis": {"store", "scheduler"},
     "tinydb": {"store"},

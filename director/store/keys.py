@@ -14,6 +14,9 @@
     tasks             hash    task name → options (JSON), published by workers
     workers           zset    worker → last seen, ms
     queues            set     every list that a plan names
+    outbox            list    messages that another broker has still to get, newest left
+    outbox:{publisher}  list  the one that a publisher is sending
+    publishers        zset    publisher → last seen, ms
     seen:{source}:{id}:{workflow}  string  RUN FINGERPRINT, expires: dedupe
     last:{holder}     string  TOKEN RUN NUMBER, 10 minutes: what a finish took from a queue
     stats             hash    active:{workflow} count, ok:{workflow} last success in ms

@@ -163,6 +163,8 @@ class Status(msgspec.Struct):
 
     at: str
     mode: str
+    broker: str | None
+    """Without its password; null for who may not read everything."""
     workers: int
     queued: int
     oldest_queued_s: float | None
