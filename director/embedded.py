@@ -10,10 +10,10 @@ from celery import Celery, signals
 from celery.worker import state
 
 from director import log, messages
+from director.broker import send
 from director.errors import DirectorError
 from director.models import Plan
 from director.parent import Parent
-from director.publisher import send
 from director.registry import Discovery
 from director.settings import Settings
 from director.store.base import Outbox, Ref, Store

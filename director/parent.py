@@ -17,11 +17,11 @@ from celery.apps import worker as celery_worker
 from celery.platforms import SecurityWarning
 
 from director import definitions, log, messages, plan, registry
+from director.broker import Publisher
 from director.engine import report
 from director.errors import DirectorError, StoreUnavailable
 from director.execution import Executor
 from director.plan import DEFAULT_QUEUE
-from director.publisher import Publisher
 from director.settings import Settings
 from director.store.base import Ref
 

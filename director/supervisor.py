@@ -22,7 +22,7 @@ from director.errors import DirectorError, SettingsError
 from director.settings import Settings
 
 if TYPE_CHECKING:
-    from director.publisher import Publisher
+    from director.broker import Publisher
     from director.web.service import Service
 
 BACKOFF_S = (1.0, 30.0)
@@ -152,7 +152,7 @@ def _publish(settings: Settings) -> Callable[[], None]:
     started: list[Publisher] = []
 
     def start() -> None:
-        from director.publisher import Publisher
+        from director.broker import Publisher
         from director.store import open_store
 
         started.append(Publisher(settings, open_store(settings), f"scheduler.{secrets.token_urlsafe(3)}"))

@@ -18,12 +18,11 @@ from celery.app.trace import trace_ok_t
 from celery.exceptions import Ignore, Retry
 from celery.utils.time import rate
 
-from director import log, messages, registry
+from director import broker, log, messages, registry
 from director.execution import Arguments, Executor, Result, UnknownTask, seconds_until
 from director.models import TaskError
 from director.parent import Parent
 from director.plan import DEFAULT_QUEUE
-from director.publisher import transport
 from director.settings import Settings
 from director.store import keys, open_store
 from director.store.base import Begun, Ref, Store
@@ -162,6 +161,7 @@ def build_app(settings: Settings, store: Store | None = None) -> Celery:
     executor = Executor(store or open_store(settings), settings)
     base = type("Task", (DirectorTask,), {"abstract": True, "executor": executor})
     app = Celery("director", task_cls=base, set_as_current=False)
+    app.amqp.Connection = broker.Connection
     app.conf.update(
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
@@ -206,7 +206,7 @@ def _broker(settings: Settings) -> dict[str, Any]:
     if settings.embedded:
         return {"broker_url": "memory://localhost", "broker_transport_options": {"polling_interval": 0.01}}
     if not settings.broker_is_store:
-        made = transport(settings)
+        made = broker.transport(settings)
         return {
             "broker_url": settings.broker_uri,
             "broker_transport_options": made["transport_options"],

@@ -15,7 +15,7 @@ FLOORS = [
     "definitions registry",
     "store",
     "engine",
-    "execution publisher scheduler",
+    "execution broker scheduler",
     "parent loop",
     "worker",
     "embedded",
@@ -26,7 +26,7 @@ FLOORS = [
 ]
 HOMES = {
     "celery": {"worker", "parent", "embedded"},
-    "kombu": {"publisher"},
+    "kombu": {"broker"},
     "billiard": {"worker"},
     "redis": {"store", "scheduler"},
     "tinydb": {"store"},

@@ -1,8 +1,8 @@
-"""Messages for a broker other than the store's Redis: published after the commit, with the broker's confirmation.
+"""The way to the broker: Celery's connection to it, and the publisher to any broker but the store's Redis.
 
 Scripts put the message of what they queue into the store's outbox. Each publisher takes over one at a time,
-publishes it and drops it once it is confirmed. A publisher that dies gives its message back 10 s later. What the
-broker itself has lost is found in 20 s, once the broker says that the queue is empty; see `sweep`.
+publishes it and drops it once the broker has confirmed it. A publisher that dies has its message taken from it
+10 s later. What the broker itself loses is found after 20 s, once it says that the queue is empty; see `sweep`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from kombu.connection import Connection
+from kombu import connection
 from kombu.entity import Queue
 from kombu.messaging import Producer
 
@@ -29,8 +29,28 @@ WAIT_S = 1.0
 LOOK_S = 2.0
 CONFIRM_S = 5.0
 PAUSE_S = 0.5
+RETRIES = {"interval_start": 1, "interval_step": 0, "interval_max": 1}
+"""kombu waits longer each time, 32 s in the end, and so would the first message after an outage."""
 
-logger = log.get("director.publisher")
+logger = log.get("director.broker")
+
+
+class Connection(connection.Connection):
+    """kombu's, for workers: back within a second of the broker."""
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """Connect, however long it takes."""
+        return super().ensure_connection(*args, **{**RETRIES, **kwargs})
+
+    def collect(self, socket_timeout: float | None = None) -> None:
+        """Let go of a lost connection; but its channels look at this object when they acknowledge or restore.
+
+        Where kombu has taken it from them, they raise AttributeError, and the worker ends.
+        """
+        transport = self._transport
+        super().collect(socket_timeout)
+        if transport is not None:
+            transport.client = self
 
 
 def transport(settings: Settings) -> dict[str, Any]:
