@@ -149,9 +149,9 @@ class Publisher:
         store, name = self._store, self._name
         while store.do(store.return_message(name)) is not None:
             pass
-        unsure = report(store.do(store.sweep(name)), "its lease ended").unsure
+        unsure = report(store.do(store.sweep(publisher=name)), "its lease ended").unsure
         if drained := [queue for queue in unsure if not _count(connection, queue)]:
-            report(store.do(store.sweep(name, drained)), "its lease ended")
+            report(store.do(store.sweep(publisher=name, drained=drained)), "its lease ended")
 
 
 def _count(connection: Connection, queue: str) -> int:

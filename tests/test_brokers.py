@@ -116,13 +116,13 @@ def test_messages_leave_in_order_once_and_none_is_taken_by_a_running_task(store)
 
 def test_the_message_of_a_dead_publisher_is_returned(store, clock):
     run_id = start(store)
-    store.do(store.sweep("dead"))
+    store.do(store.sweep(publisher="dead"))
     assert store.do(store.take_message("dead", 0.01))
     clock.pass_s(9)
-    store.do(store.sweep("p"))
+    store.do(store.sweep(publisher="p"))
     assert taken(store, "p") == []
     clock.pass_s(2)
-    store.do(store.sweep("p"))
+    store.do(store.sweep(publisher="p"))
     assert taken(store, "p") == [run_id]
 
 
@@ -130,22 +130,22 @@ def test_a_message_is_sent_again_once_its_broker_has_none(store, clock):
     run_id = start(store)
     assert taken(store, "p") == [run_id]
     clock.pass_s(19)
-    assert store.do(store.sweep("p")).unsure == ()
+    assert store.do(store.sweep(publisher="p")).unsure == ()
     clock.pass_s(1)
-    assert store.do(store.sweep("p")).unsure == ("celery",)
-    assert store.do(store.sweep("p")).resent == ()
-    assert len(store.do(store.sweep("p", ["celery"])).resent) == 1
-    assert store.do(store.sweep("p", ["celery"])).resent == ()
+    assert store.do(store.sweep(publisher="p")).unsure == ("celery",)
+    assert store.do(store.sweep(publisher="p")).resent == ()
+    assert len(store.do(store.sweep(publisher="p", drained=["celery"])).resent) == 1
+    assert store.do(store.sweep(publisher="p", drained=["celery"])).resent == ()
     assert taken(store, "p") == [run_id]
     clock.pass_s(39)
-    assert store.do(store.sweep("p")).unsure == ()
+    assert store.do(store.sweep(publisher="p")).unsure == ()
     assert get(store, run_id).status == "queued"
 
 
 def test_what_waits_in_the_outbox_is_not_sent_again(store, clock):
     run_id = start(store)
     clock.pass_s(300)
-    assert store.do(store.sweep("p", ["celery"])).resent == ()
+    assert store.do(store.sweep(publisher="p", drained=["celery"])).resent == ()
     assert taken(store, "p") == [run_id]
 
 

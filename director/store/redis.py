@@ -279,9 +279,7 @@ class RedisStore(Store):
 
     # The loop and workers
 
-    def sweep(
-        self, fires: bool = False, publisher: str = "", drained: Iterable[str] = ()
-    ) -> RedisCall[Swept]:
+    def sweep(self, fires: bool = False, publisher: str = "", drained: Iterable[str] = ()) -> RedisCall[Swept]:
         """As `Store.sweep`.
 
         Args:

@@ -6,8 +6,8 @@
 -- ARGV[10] ms after which a schedule that nobody has refreshed is forgotten
 -- ARGV[11] publisher that asks, '' for none  [12…] queues of which its broker holds no message
 --
--- Reply: {lost, failed, ended, released, resent, busy, due, next, now, missed, unsure}; lists of RUN:NUMBER (ended: of runs
--- that failed), 1 when anything is still underway, pairs of schedule and due time, then ms: the next due time of
+-- Reply: {lost, failed, ended, released, resent, busy, due, next, now, missed, unsure}; lists of RUN:NUMBER (ended:
+-- of runs that failed), 1 when anything is still underway, pairs of schedule and due time, then ms: the next due time of
 -- a schedule or a waiting task run or -1, the clock, until when due times count as missed; the queues of which a
 -- publisher should ask its broker.
 
