@@ -53,6 +53,12 @@ class Connection(connection.Connection):
             transport.client = self
 
 
+def url(settings: Settings) -> str:
+    """Return what kombu calls the broker; a folder is among the options."""
+    uri = settings.broker_uri or ""
+    return "filesystem://localhost/" if uri.startswith("filesystem") else uri
+
+
 def transport(settings: Settings) -> dict[str, Any]:
     """Return kombu's options for the broker: `transport_options`, and `ssl` where it is encrypted."""
     uri = urlsplit(settings.broker_uri or "")
@@ -124,7 +130,7 @@ class Publisher:
         options = transport(self._settings)
         if "confirm_publish" in options["transport_options"]:
             options["transport_options"].update(read_timeout=CONFIRM_S, write_timeout=CONFIRM_S)
-        return Connection(self._settings.broker_uri, connect_timeout=CONFIRM_S, **options)
+        return Connection(url(self._settings), connect_timeout=CONFIRM_S, **options)
 
     def _publish(self, connection: Connection) -> None:
         store, name = self._store, self._name

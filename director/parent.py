@@ -29,6 +29,7 @@ ALIVE_S = 2.0
 SWEEP_S = 3.0
 """Rarer than the scheduler's, often enough that the store is never taken to have been away."""
 PASS_S = 0.5
+SELDOM_S = 30.0
 
 logger = log.get("director.worker")
 
@@ -52,7 +53,9 @@ class Parent:
         # Containers run as root; with JSON messages that is what the warning itself allows.
         warnings.filterwarnings("ignore", category=SecurityWarning)
         # What Celery logs of our task runs, `execution` says in one line, with the run's id.
-        logging.getLogger("celery.worker.consumer.consumer").addFilter(_is_not_ours)
+        consumer = logging.getLogger("celery.worker.consumer.consumer")
+        consumer.addFilter(_is_not_ours)
+        consumer.addFilter(_Seldom())
         logging.getLogger("celery.app.trace").addFilter(lambda record: not registry.executing())
         # Celery would print its farewell among our lines.
         celery_worker.safe_say = lambda *_: None
@@ -181,6 +184,21 @@ class Parent:
             logger.warning("worker.stopped", reason="grace is over", handed_back=count)
         finally:  # with the store away, a sweep takes the leases back once they end
             os._exit(0)
+
+
+class _Seldom(logging.Filter):
+    """Lets pass once in half a minute what Celery says each second while the broker is away."""
+
+    _last = -SELDOM_S
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is logged."""
+        if "Cannot connect to" not in str(record.msg):
+            return True
+        if record.created < self._last + SELDOM_S:
+            return False
+        self._last = record.created
+        return True
 
 
 def _is_not_ours(record: logging.LogRecord) -> bool:

@@ -208,7 +208,7 @@ def _broker(settings: Settings) -> dict[str, Any]:
     if not settings.broker_is_store:
         made = broker.transport(settings)
         return {
-            "broker_url": settings.broker_uri,
+            "broker_url": broker.url(settings),
             "broker_transport_options": made["transport_options"],
             "broker_use_ssl": made.get("ssl"),
             "broker_heartbeat": 10,

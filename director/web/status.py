@@ -155,7 +155,9 @@ def answers(url: str) -> bool:
     """Return whether a store or broker lets us connect, or a folder write; their clients take 0.1 s to import."""
     parts = urlsplit(url)
     if not parts.hostname:
-        return os.access(parts.path, os.W_OK)
+        # The first who publishes or works makes the folder.
+        missing = parts.scheme == "filesystem" and not os.path.exists(parts.path)
+        return missing or os.access(parts.path, os.W_OK)
     port = parts.port or {"amqp": 5672, "amqps": 5671}.get(parts.scheme, 6379)
     try:
         socket.create_connection((parts.hostname, port), timeout=0.5).close()
