@@ -126,6 +126,14 @@ def test_the_message_of_a_dead_publisher_is_returned(store, clock):
     assert taken(store, "p") == [run_id]
 
 
+def test_a_message_that_is_refused_does_not_hold_up_the_others(store):
+    refused, other = start(store), start(store)
+    assert store.do(store.take_message("p", 0.01))
+    assert store.do(store.return_message("p"))
+    assert store.do(store.return_message("p")) is None
+    assert taken(store, "p") == [other, refused]
+
+
 def test_a_message_is_sent_again_once_its_broker_has_none(store, clock):
     run_id = start(store)
     assert taken(store, "p") == [run_id]

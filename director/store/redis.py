@@ -340,9 +340,12 @@ class RedisStore(Store):
         return RedisCall("", [], ["LREM", self._key("outbox:", publisher), 1, message], int)
 
     def return_message(self, publisher: str) -> RedisCall[bytes | None]:
-        """Put back what was taken and not confirmed, one at a time; None when there is nothing."""
+        """Put back one message that was taken and not confirmed; None when there is none.
+
+        Behind all others: one that its broker refuses must not keep them from leaving.
+        """
         lists = (self._key("outbox:", publisher), self._key("outbox"))
-        return RedisCall("", [], ["LMOVE", *lists, "LEFT", "RIGHT"], lambda reply: reply)
+        return RedisCall("", [], ["LMOVE", *lists, "RIGHT", "LEFT"], lambda reply: reply)
 
     def outbox(self) -> RedisCall[tuple[Outbox, ...]]:
         def read(reply: Any) -> tuple[Outbox, ...]:
