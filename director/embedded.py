@@ -8,9 +8,9 @@ from typing import Any
 
 from celery import Celery, signals
 from celery.worker import state
-from kombu.entity import Queue
 
 from director import log, messages
+from director.broker import send
 from director.errors import DirectorError
 from director.models import Plan
 from director.parent import Parent
@@ -86,7 +86,7 @@ class EmbeddedWorker:
 
 
 class Publisher:
-    """Publishes queued task runs to a broker that the store cannot write to, after the commit.
+    """Publishes queued task runs to the in-memory broker, after the commit.
 
     What a crash leaves unpublished is found again: the outbox lists what is queued, and this process
     remembers only what it has published itself.
@@ -133,13 +133,4 @@ class Publisher:
         node = of.hook(item.hook) if item.hook else of.nodes[item.ref.number]
         assert node is not None
         with self._app.producer_or_acquire() as producer:
-            producer.publish(
-                messages.ARGUMENTS,
-                headers=messages.headers(node, str(item.ref), str(item.queued_at)),
-                correlation_id=str(item.ref),
-                routing_key=node.queue,
-                exchange="",
-                serializer="json",
-                priority=node.priority,
-                declare=[Queue(node.queue, routing_key=node.queue)],
-            )
+            send(producer, messages.headers(node, str(item.ref), str(item.queued_at)), node.queue, node.priority)

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -26,7 +26,7 @@ from director.errors import DirectorError, StoreUnavailable
 from director.models import Plan, TaskError
 from director.settings import MAX_ARGUMENT_BYTES, Settings
 from director.states import CANCELED, ENDED, FAILED
-from director.store.base import Begun, Finished, Next, Outcome, Ref, Store
+from director.store.base import Begun, Described, Finished, Next, Outcome, Ref, Store
 
 LOOK_S = 2.0
 """How often a process renews its leases and looks whether its runs were canceled."""
@@ -35,6 +35,7 @@ AGAIN_S = 10.0
 INTERRUPT = signal.SIGURG
 """Sent by a process to its own main thread. Nothing else uses it, and without a handler it does nothing."""
 MAX_BACKOFF_S = 600.0
+T = TypeVar("T")
 
 logger = log.get("director.execution")
 
@@ -93,12 +94,7 @@ class Executor:
         A message that comes twice, late, or for a canceled run finds nothing to begin.
         """
         holder = self.holder()
-        try:
-            begun = self.store.do(self.store.begin(ref, new_token(), holder))
-        except StoreUnavailable as exc:
-            # The message is gone, the task run still queued: the sweep sends it again.
-            logger.warning("task.not_begun", task_run=str(ref), reason=str(exc))
-            return
+        begun = self._insist(self.store.begin(ref, new_token(), holder), "task.not_begun", ref)
         deadline = time.monotonic() + self.ahead_s
         while begun is not None:
             try:
@@ -155,16 +151,9 @@ class Executor:
         return outcome
 
     def _finish(self, begun: Begun, outcome: Outcome, holder: str, wish: Next | None) -> Finished:
-        """Record the outcome, however long the store is away: the result is here and nowhere else."""
-        wait_s = 0.1
-        while True:
-            try:
-                finished = self.store.do(self.store.finish(begun.ref, begun.token, outcome, holder, wish))
-                break
-            except StoreUnavailable as exc:
-                logger.warning("task.not_recorded", task_run=str(begun.ref), reason=str(exc), wait_s=wait_s)
-                time.sleep(wait_s)
-                wait_s = min(wait_s * 2, 2.0)
+        """Record the outcome: it is here and nowhere else."""
+        call = self.store.finish(begun.ref, begun.token, outcome, holder, wish)
+        finished = self._insist(call, "task.not_recorded", begun.ref)
         if not finished.accepted and finished.run_status == CANCELED:
             logger.info("task.canceled", task_run=str(begun.ref), task=begun.task)
         elif not finished.accepted:
@@ -174,6 +163,17 @@ class Executor:
             level = logger.error if finished.run_status == FAILED else logger.debug
             level(f"run.{finished.run_status}", run_id=begun.ref.run_id, workflow=begun.workflow)
         return finished
+
+    def _insist(self, call: Described[T], event: str, ref: Ref) -> T:
+        """Make a call until it is answered, however long the store is away; repeats change nothing."""
+        wait_s = 0.1
+        while True:
+            try:
+                return self.store.do(call)
+            except StoreUnavailable as exc:
+                logger.warning(event, task_run=str(ref), reason=str(exc), wait_s=wait_s)
+                time.sleep(wait_s)
+                wait_s = min(wait_s * 2, 2.0)
 
     def _arguments(self, begun: Begun) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return what the function is called with, as celery-director does."""

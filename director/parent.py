@@ -20,6 +20,7 @@ from celery.worker import consumer
 from kombu.exceptions import SerializationError
 
 from director import definitions, log, messages, plan, registry
+from director.broker import Publisher
 from director.engine import report
 from director.errors import DirectorError, StoreUnavailable
 from director.execution import Executor
@@ -32,6 +33,7 @@ SWEEP_S = 3.0
 """Rarer than the scheduler's, often enough that the store is never taken to have been away."""
 PASS_S = 0.5
 WAKE_S = 0.05
+SELDOM_S = 30.0
 
 logger = log.get("director.worker")
 
@@ -87,6 +89,7 @@ class Parent:
         """A second signal has come."""
         self.instance: Any = None
         self._children: set[int] = set()
+        self._publisher: Publisher | None = None
         self._due: dict[Callable[[], object], float] = {}
 
     def connect_signals(self) -> None:
@@ -94,7 +97,9 @@ class Parent:
         # Containers run as root; with JSON messages that is what the warning itself allows.
         warnings.filterwarnings("ignore", category=SecurityWarning)
         # What Celery logs of our task runs, `execution` says in one line, with the run's id.
-        logging.getLogger("celery.worker.consumer.consumer").addFilter(_is_not_ours)
+        consumer = logging.getLogger("celery.worker.consumer.consumer")
+        consumer.addFilter(_is_not_ours)
+        consumer.addFilter(_Seldom())
         logging.getLogger("celery.app.trace").addFilter(lambda record: not registry.executing())
         # Celery would print its farewell among our lines.
         celery_worker.safe_say = lambda *_: None
@@ -149,6 +154,9 @@ class Parent:
             # A thread that ends its task wakes nobody, and Celery's loop would sleep on beside a full queue.
             hub.call_repeatedly(WAKE_S, int)
         threading.Thread(target=self._look_after, name="parent", daemon=True).start()
+        if not (self.settings.embedded or self.settings.broker_is_store):
+            self._publisher = Publisher(self.settings, self.store, self.executor.boot)
+            self._publisher.start()
 
     def _on_shutdown(self, **_: Any) -> None:
         if self.stopping.is_set():
@@ -223,6 +231,8 @@ class Parent:
         for pid in self._pool_pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if self._publisher is not None:
+            self._publisher.stop()
         # Redis would give what is handed back to this worker's blocking pop, and it would end with it.
         with contextlib.suppress(AttributeError):
             for channel in self.instance.consumer.connection.transport.channels:
@@ -232,6 +242,21 @@ class Parent:
             logger.warning("worker.stopped", reason="grace is over", handed_back=count)
         finally:  # with the store away, a sweep takes the leases back once they end
             os._exit(0)
+
+
+class _Seldom(logging.Filter):
+    """Lets pass once in half a minute what Celery says each second while the broker is away."""
+
+    _last = -SELDOM_S
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is logged."""
+        if "Cannot connect to" not in str(record.msg):
+            return True
+        if record.created < self._last + SELDOM_S:
+            return False
+        self._last = record.created
+        return True
 
 
 def _is_not_ours(record: logging.LogRecord) -> bool:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -38,8 +38,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """`PORT`."""
     redis_url: Annotated[str, Meta(pattern="^(redis|rediss|unix)://")] | None = None
     """`DIRECTOR_REDIS_URL`: where state lives; empty means embedded mode (TinyDB)."""
-    broker_uri: Annotated[str, Meta(pattern="^(redis|rediss|amqp|amqps|filesystem|memory)://")] | None = None
-    """`DIRECTOR_BROKER_URI`: what carries messages: the same Redis; alone, it serves as `DIRECTOR_REDIS_URL`."""
+    broker_uri: Annotated[str, Meta(pattern="^(redis|rediss|amqp|amqps|filesystem)://")] | None = None
+    """`DIRECTOR_BROKER_URI`: what carries messages: RabbitMQ (`amqp://`, `amqps://`), files (`filesystem://`, or
+    `filesystem:///a/folder`), or the same Redis, the default; that one alone serves as `DIRECTOR_REDIS_URL`."""
     prefix: str = "director:"
     """`DIRECTOR_PREFIX`: before every key in Redis."""
     token: str | None = None
@@ -88,9 +89,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return hide_password(self.redis_url) if self.redis_url else str(self.data_dir)
 
     @property
+    def broker_is_store(self) -> bool:
+        """True when the store's Redis carries the messages too."""
+        return not self.embedded and (self.broker_uri or "redis").startswith("redis")
+
+    @property
     def broker_name(self) -> str:
         """What carries messages, for people: no password."""
-        return "memory://" if self.embedded else self.store_name
+        if self.embedded or self.broker_is_store:
+            return "memory://" if self.embedded else self.store_name
+        return hide_password(self.broker_uri or "")
 
     @property
     def local_url(self) -> str:
@@ -125,10 +133,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 f'DIRECTOR_BROKER_URI is "{hide_password(broker)}" but DIRECTOR_REDIS_URL is not set; '
                 "state needs a Redis: set DIRECTOR_REDIS_URL, or remove DIRECTOR_BROKER_URI."
             )
-        elif broker and not _same_server(broker, values.setdefault("redis_url", broker)):
+        elif broker.startswith("redis") and not _same_server(broker, values.setdefault("redis_url", broker)):
             problems.append(
                 f'DIRECTOR_BROKER_URI is "{hide_password(broker)}", which is not the Redis of DIRECTOR_REDIS_URL. '
-                "Other brokers are not supported yet: remove DIRECTOR_BROKER_URI."
+                "Remove it: that Redis carries messages too. Or set it to RabbitMQ (amqp://…)."
             )
         if problems:
             raise SettingsError("\n".join(problems))
@@ -136,6 +144,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             values["public_url"] = values["public_url"].rstrip("/")
         values["prefix"] = values.get("prefix", "director").rstrip(":") + ":"
         data_dir = home / (env.get("DIRECTOR_DATA_DIR") or ".director")
+        if broker == "filesystem://":
+            values["broker_uri"] = f"filesystem://{data_dir / 'broker'}"
         return cls(home=home, data_dir=data_dir, environ=env, warnings=(*slips, *_typos(env)), **values)
 
 
@@ -143,7 +153,7 @@ _VARIABLES = {
     "host": ("DIRECTOR_HOST", "an address"),
     "port": ("PORT", "a number from 0 to 65535"),
     "redis_url": ("DIRECTOR_REDIS_URL", "a URL such as redis://localhost:6379/0"),
-    "broker_uri": ("DIRECTOR_BROKER_URI", "a URL such as redis://localhost:6379/0"),
+    "broker_uri": ("DIRECTOR_BROKER_URI", "a URL such as amqp://user:password@host/ or filesystem:///a/folder"),
     "prefix": ("DIRECTOR_PREFIX", "a text"),
     "token": ("DIRECTOR_TOKEN", "a text"),
     "public_url": ("DIRECTOR_PUBLIC_URL", "a URL such as https://host"),
@@ -192,6 +202,8 @@ def _is_url(text: str) -> bool:
             numbers = [parts.path.strip("/") or "0", *(value for _, value in query)]
             known = all(name == "db" for name, _ in query) and all(map(str.isdecimal, numbers))
             return known and bool(parts.hostname)
+        if parts.scheme == "filesystem":
+            return not parts.netloc and not parts.query
         return bool(parts.path if parts.scheme == "unix" else parts.hostname and not parts.query)
     except ValueError:
         return False
@@ -209,7 +221,7 @@ def _same_server(one: str, other: str) -> bool:
 def hide_password(url: str) -> str:
     """Return a URL without user and password."""
     parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _read_dotenv(path: Path) -> tuple[dict[str, str], list[str]]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
 from director import access, log
 from director.definitions import Definitions
@@ -23,6 +24,7 @@ from director.settings import Settings
 from director.store import open_store
 
 if TYPE_CHECKING:
+    from director.broker import Publisher
     from director.web.service import Service
 
 BACKOFF_S = (1.0, 30.0)
@@ -30,6 +32,7 @@ BACKOFF_S = (1.0, 30.0)
 STEADY_S = 60.0
 """A worker that lived so long starts over with the first pause."""
 KILL_AFTER_S = 5.0
+PUBLISH_AFTER_S = 0.3
 Role = Literal["service", "web", "command"]
 """A service executes runs while it is there, a web service without a worker none, a command its own run."""
 
@@ -108,6 +111,8 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
             loop = Loop(settings, open_store(settings), service.definitions, lambda _: server.stop(1))
             loop.start()
             stack.callback(loop.stop)
+            if not worker:
+                stack.callback(_publish(settings))
         if worker and not settings.embedded:
             child = WorkerChild()
             server.on_stop, server.on_impatience = child.terminate, child.kill
@@ -129,10 +134,39 @@ def scheduler(settings: Settings) -> int:
     definitions = Definitions(settings.home, settings.environ)
     loop = Loop(settings, open_store(settings), definitions, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     loop.start()
-    logger.info("scheduler.started", store=settings.store_name)
+    stop = _publish(settings)
+    logger.info("scheduler.started", store=settings.store_name, broker=settings.broker_name)
     signal.sigwait(ends)
+    stop()
     loop.stop()
     return 1 if loop.failed else 0
+
+
+def _publish(settings: Settings) -> Callable[[], None]:
+    """Publish to a broker other than the store, though no worker runs here: it may count what waits, to start one.
+
+    Returns what stops that.
+    """
+    started: list[Publisher] = []
+
+    def start() -> None:
+        from director.broker import Publisher
+
+        started.append(Publisher(settings, open_store(settings), f"scheduler.{secrets.token_urlsafe(3)}"))
+        started[0].start()
+
+    # Importing kombu would slow the first answer down.
+    timer = threading.Timer(PUBLISH_AFTER_S, start)
+    timer.daemon = True
+    if not settings.broker_is_store:
+        timer.start()
+
+    def stop() -> None:
+        timer.cancel()
+        for publisher in started:
+            publisher.stop()
+
+    return stop
 
 
 def _lock(settings: Settings, role: Role) -> ServiceLock:
@@ -160,14 +194,16 @@ def _listen(settings: Settings) -> socket.socket:
 
 def _introduce(settings: Settings, service: Service, listener: socket.socket) -> None:
     """Say on stderr where the service listens, what it uses and what is wrong with it."""
-    from director.web.status import problems_of
+    from director.web.status import answers, problems_of
 
     host, port = listener.getsockname()[:2]
     project, is_open = service.definitions.project, service.definitions.is_open
     sources = ", ".join(f"{name} ({'open' if is_open(it) else 'closed'})" for name, it in project.sources.items())
     problems = problems_of(service)
-    if not _answers(settings.redis_url):
+    if settings.redis_url and not answers(settings.redis_url):
         problems.append(f"{settings.store_name} does not answer. Until it does, HTTP answers 503.")
+    if not settings.embedded and not settings.broker_is_store and not answers(settings.broker_uri or ""):
+        problems.append(f"{settings.broker_name} does not answer. Until it does, what it has to carry waits.")
     lines = [
         f"director listens on http://{f'[{host}]' if ':' in host else host}:{port}",
         f"  store      {settings.store_name}",
@@ -179,17 +215,6 @@ def _introduce(settings: Settings, service: Service, listener: socket.socket) ->
         *(f"  problem    {text}" for text in problems),
     ]
     print("\n".join(lines), file=sys.stderr, flush=True)
-
-
-def _answers(url: str | None) -> bool:
-    """Return whether Redis lets us connect; its client would take 0.1 s to import."""
-    parts = urlsplit(url or "")
-    try:
-        if parts.hostname:
-            socket.create_connection((parts.hostname, parts.port or 6379), timeout=0.5).close()
-    except OSError:
-        return False
-    return True
 
 
 class WorkerChild:

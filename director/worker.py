@@ -19,7 +19,7 @@ from celery.exceptions import Ignore, Retry
 from celery.utils.time import rate
 from kombu.transport import TRANSPORT_ALIASES
 
-from director import log, messages, registry
+from director import broker, log, messages, registry
 from director.execution import Arguments, Executor, Result, UnknownTask, seconds_until
 from director.models import TaskError
 from director.parent import Consumer, Parent
@@ -162,6 +162,7 @@ def build_app(settings: Settings, store: Store | None = None) -> Celery:
     executor = Executor(store or open_store(settings), settings)
     base = type("Task", (DirectorTask,), {"abstract": True, "executor": executor})
     app = Celery("director", task_cls=base, set_as_current=False)
+    app.amqp.Connection = broker.Connection
     app.conf.update(
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
@@ -206,6 +207,14 @@ def _broker(settings: Settings) -> dict[str, Any]:
     """Return Celery's settings of the broker."""
     if settings.embedded:
         return {"broker_url": "memory://localhost", "broker_transport_options": {"polling_interval": 0.01}}
+    if not settings.broker_is_store:
+        made = broker.transport(settings)
+        return {
+            "broker_url": broker.url(settings),
+            "broker_transport_options": made["transport_options"],
+            "broker_use_ssl": made.get("ssl"),
+            "broker_heartbeat": 10,
+        }
     url = settings.redis_url or ""
     TRANSPORT_ALIASES["redis"] = TRANSPORT_ALIASES["rediss"] = "director.transport:Transport"
     options = {

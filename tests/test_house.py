@@ -15,7 +15,7 @@ FLOORS = [
     "definitions registry",
     "store",
     "engine",
-    "execution scheduler",
+    "execution broker scheduler",
     "parent loop transport",
     "worker",
     "embedded",
@@ -26,7 +26,7 @@ FLOORS = [
 ]
 HOMES = {
     "celery": {"worker", "parent", "embedded"},
-    "kombu": {"embedded", "parent", "transport", "worker"},
+    "kombu": {"broker", "parent", "transport", "worker"},
     "billiard": {"worker"},
     "redis": {"store", "scheduler"},
     "tinydb": {"store"},

@@ -222,7 +222,8 @@ def test_bad_filters_are_named(web, query):
 
 
 @pytest.mark.parametrize(
-    "path", ["/runs/x", "/runs/7afca6dc-0bff-4daf-a6c8-8cb3aa2a4a03", "/runs/%00", "/workflows/x", "/nowhere", "/x/y"]
+    "path",
+    ["/runs/x", "/runs/7afca6dc-0bff-4daf-a6c8-8cb3aa2a4a03", "/runs/%00", "/workflows/x", "/nowhere", "/x/y"],
 )
 def test_what_is_not_there(web, path):
     problem(web.client.get(path), 404)

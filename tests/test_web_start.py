@@ -38,10 +38,13 @@ server.run()
 """
 
 
-def test_what_the_first_answer_does_not_need_is_not_imported(tmp_path, redis_url):
+@pytest.mark.parametrize("other_broker", [False, True])
+def test_what_the_first_answer_does_not_need_is_not_imported(tmp_path, redis_url, other_broker):
     (tmp_path / "workflows").mkdir()
     (tmp_path / "workflows" / "one.yml").write_text("one:\n  tasks: [ONE]\n")
     environ = {**os.environ, "DIRECTOR_HOME": str(tmp_path), "DIRECTOR_REDIS_URL": redis_url}
+    if other_broker:  # whatever listens there: it is not spoken to
+        environ["DIRECTOR_BROKER_URI"] = redis_url.replace("redis:", "amqp:")
     done = subprocess.run(
         [sys.executable, "-c", SERVE, str(free_port())], env=environ, capture_output=True, text=True, timeout=60
     )

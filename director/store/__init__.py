@@ -29,6 +29,7 @@ def open_store(settings: Settings, *, clock: Callable[[], int] | None = None, ti
         settings.redis_url,
         settings.prefix,
         max_lost=settings.max_lost,
+        broker_is_store=settings.broker_is_store,
         timeout_s=timeout_s,
         clock=clock,
     )

@@ -237,6 +237,8 @@ class Swept(Struct, frozen=True):
     """The store's clock at the pass, ms."""
     missed_until: int = 0
     """What was due by then was due while no scheduler ran, ms."""
+    unsure: tuple[str, ...] = ()
+    """Queues that may have lost a message; only another broker can tell."""
 
 
 class Keep(Struct, frozen=True):

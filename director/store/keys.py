@@ -15,6 +15,9 @@
     workers           zset    worker → last seen, ms
     consumes          hash    worker → queues that it consumes, a line each
     queues            set     every list that a plan names
+    outbox            list    messages that another broker has still to get, newest left
+    outbox:{publisher}  list  the one that a publisher is sending
+    publishers        zset    publisher → last seen, ms
     seen:{source}:{id}:{workflow}  string  RUN FINGERPRINT, expires: dedupe
     last:{holder}     string  TOKEN RUN NUMBER, 10 minutes: what a finish took from a queue
     stats             hash    active:{workflow} count, ok:{workflow} last success in ms

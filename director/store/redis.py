@@ -84,7 +84,7 @@ class RedisStore(Store):
         url: `redis://…`, `rediss://…` or `unix://…`.
         prefix: before every key.
         max_lost: losses after which a task run fails.
-        broker_is_store: scripts push the messages themselves.
+        broker_is_store: scripts push messages to Celery's lists; else to an outbox, for `publisher`.
         timeout_s: how long one call may take.
     """
 
@@ -279,11 +279,19 @@ class RedisStore(Store):
 
     # The loop and workers
 
-    def sweep(self, fires: bool = False) -> RedisCall[Swept]:
+    def sweep(self, fires: bool = False, publisher: str = "", drained: Iterable[str] = ()) -> RedisCall[Swept]:
+        """As `Store.sweep`.
+
+        Args:
+            fires: of every store.
+            publisher: who asks, if it is one: it says so every few seconds, or its message is taken from it.
+            drained: queues of which its broker holds no message: what is queued there for 20 s is sent again.
+        """
+
         def read(reply: Any) -> Swept:
             released, resent = map(_refs, reply[3:5])
             due = tuple((_text(name), at) for name, at in _groups(reply[6], 2))
-            coming, now, missed = reply[7:]
+            coming, now, missed, unsure = reply[7:]
             return msgspec.structs.replace(
                 _swept(reply),
                 released=released,
@@ -293,10 +301,12 @@ class RedisStore(Store):
                 next_in_ms=None if coming < 0 else max(1, coming - now),
                 now=now,
                 missed_until=missed,
+                unsure=tuple(sorted({_text(queue) for queue in unsure})),
             )
 
-        limits = [base.SWEEP_LIMIT, base.OUTAGE_MS, base.OUTAGE_GRACE_MS]
-        return RedisCall("sweep", [], [*limits, int(fires), base.GAP_MS, base.FORGET_MS], read)
+        limits = (base.SWEEP_LIMIT, base.OUTAGE_MS, base.OUTAGE_GRACE_MS)
+        asks = (int(fires), base.GAP_MS, base.FORGET_MS, publisher)
+        return RedisCall("sweep", [], [*limits, *asks, *drained], read)
 
     def refresh(self, schedules: Sequence[str]) -> RedisCall[tuple[int, tuple[str, ...]]]:
         return RedisCall("refresh", [], schedules, lambda reply: (reply[0], tuple(map(_text, reply[1:]))))
@@ -325,6 +335,23 @@ class RedisStore(Store):
         for workflow, keep in keeps.items():
             args += [workflow, *("" if part is None else part for part in (keep.age_ms, keep.runs))]
         return RedisCall("prune", [], args, int)
+
+    def take_message(self, publisher: str, wait_s: float) -> RedisCall[bytes | None]:
+        """Take the oldest message of the outbox over; None when there was none for so long."""
+        lists = (self._key("outbox"), self._key("outbox:", publisher))
+        return RedisCall("", [], ["BLMOVE", *lists, "RIGHT", "LEFT", wait_s], lambda reply: reply)
+
+    def drop_message(self, publisher: str, message: bytes) -> RedisCall[int]:
+        """Forget a message that the broker has confirmed."""
+        return RedisCall("", [], ["LREM", self._key("outbox:", publisher), 1, message], int)
+
+    def return_message(self, publisher: str) -> RedisCall[bytes | None]:
+        """Put back one message that was taken and not confirmed; None when there is none.
+
+        Behind all others: one that its broker refuses must not keep them from leaving.
+        """
+        lists = (self._key("outbox:", publisher), self._key("outbox"))
+        return RedisCall("", [], ["LMOVE", *lists, "RIGHT", "LEFT"], lambda reply: reply)
 
     def outbox(self) -> RedisCall[tuple[Outbox, ...]]:
         def read(reply: Any) -> tuple[Outbox, ...]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
 import re
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from litestar import Request, Response, get
@@ -33,6 +37,8 @@ async def status(request: Request[Any, Any, Any], service: NamedDependency[Servi
     known = await service.do(service.store.state(list(workflows)))
     due = await schedules.states(service, workflows.values())
     found = problems_of(service, known)
+    if not await _broker_answers(service):
+        found.append(f"The broker {service.settings.broker_name} does not answer; what it has to carry waits.")
     shape = shapes.Status(
         at=time_text(int(time.time() * 1000)) or "",
         mode="embedded" if service.settings.embedded else "redis",
@@ -125,14 +131,38 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
-@get("/health/ready", summary="The store answers", operation_id="HealthReady", open=True)
+@get("/health/ready", summary="Store and broker answer", operation_id="HealthReady", open=True)
 async def ready(service: NamedDependency[Service]) -> dict[str, str]:
-    """Answer 200 when the store does, else 503."""
+    """Answer 200 when the store does and the broker lets us connect, else 503."""
     try:
         await service.do(service.store.state([]))
     except StoreUnavailable:
         raise StoreUnavailable("The store does not answer.") from None  # anybody may ask: not where it is
+    if not await _broker_answers(service):
+        raise StoreUnavailable("The broker does not answer.")
     return {"status": "ready"}
+
+
+async def _broker_answers(service: Service) -> bool:
+    settings = service.settings
+    if settings.embedded or settings.broker_is_store:
+        return True  # asked with the store
+    return await asyncio.to_thread(answers, settings.broker_uri or "")
+
+
+def answers(url: str) -> bool:
+    """Return whether a store or broker lets us connect, or a folder write; their clients take 0.1 s to import."""
+    parts = urlsplit(url)
+    if not parts.hostname:
+        # The first who publishes or works makes the folder.
+        missing = parts.scheme == "filesystem" and not os.path.exists(parts.path)
+        return missing or os.access(parts.path, os.W_OK)
+    port = parts.port or {"amqp": 5672, "amqps": 5671}.get(parts.scheme, 6379)
+    try:
+        socket.create_connection((parts.hostname, port), timeout=0.5).close()
+    except OSError:
+        return False
+    return True
 
 
 HANDLERS = [status, workflow_status, sources, live, ready]

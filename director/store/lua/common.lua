@@ -2,7 +2,7 @@
 --
 -- ARGV[1] prefix of every key
 -- ARGV[2] clock in ms, or '' for the server's
--- ARGV[3] '1' when messages are pushed here, '0' when somebody else publishes them
+-- ARGV[3] '1' when the broker is this Redis, '0' when publishers take messages from here to another
 -- ARGV[4] losses after which a task run fails
 -- The script's own arguments follow from ARGV[5]. The layout of keys and fields is in store/keys.py.
 
@@ -98,11 +98,13 @@ local function ref(run, number) return run.id .. ':' .. number end
 
 -- Moves -----------------------------------------------------------------------------------------
 
+-- To the broker's own list, or to the outbox, which publishers empty.
 local function push(run, number, node)
   local template = redis.call('HGET', prefix .. 'plan:' .. run.plan, 'm' .. node.name)
   local id, at = ref(run, number), string.format('%.0f', now)
   -- The order is that of messages.template.
-  redis.call('LPUSH', prefix .. 'mq:' .. node.list, string.format(template, id, id, id, at, id, id, at))
+  redis.call('LPUSH', prefix .. (pushes and 'mq:' .. node.list or 'outbox'),
+    string.format(template, id, id, id, at, id, id, at))
 end
 
 -- any → queued
@@ -110,7 +112,7 @@ local function queue(run, number, t, node)
   t.s, t.queued, t.token, t.holder, t.started, t.ended = 'q', now, '-', '-', nil, nil
   set_task(run, number, t)
   redis.call('ZADD', prefix .. 'queued:' .. node.list, now + RESEND_MS, ref(run, number))
-  if pushes then push(run, number, node) end
+  push(run, number, node)
 end
 
 local function lease_end(t, node)

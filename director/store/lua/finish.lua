@@ -86,5 +86,5 @@ end
 save(run)
 if not wish then return answer(run) end
 if wish.number then return answer(run, run, wish.number, wish.t, wish.node) end
-if wish.take then return take(run) end
+if wish.take and pushes then return take(run) end
 return answer(run)

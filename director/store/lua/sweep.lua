@@ -4,15 +4,19 @@
 -- ARGV[6] ms without a sweep after which the store is taken to have been away  [7] ms that leases then get
 -- ARGV[8] '1' when whoever asks fires schedules  [9] ms without such a one after which due times count as missed
 -- ARGV[10] ms after which a schedule that nobody has refreshed is forgotten
+-- ARGV[11] publisher that asks, '' for none  [12…] queues of which its broker holds no message
 --
--- Reply: {lost, failed, ended, released, resent, busy, due, next, now, missed}; lists of RUN:NUMBER (ended: of runs
--- that failed), 1 when anything is still underway, pairs of schedule and due time, then ms: the next due time of
--- a schedule or a waiting task run or -1, the clock, until when due times count as missed.
+-- Reply: {lost, failed, ended, released, resent, busy, due, next, now, missed, unsure}; lists of RUN:NUMBER (ended:
+-- of runs that failed), 1 when anything is still underway, pairs of schedule and due time, then ms: the next due time of
+-- a schedule or a waiting task run or -1, the clock, until when due times count as missed; the queues of which a
+-- publisher should ask its broker.
 
-local LONGEST_WAIT_MS = 600000
+local LONGEST_WAIT_MS, PUBLISHER_MS = 600000, 10000
 local limit, outage_ms, grace_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local leases, delayed = prefix .. 'leases', prefix .. 'delayed'
-local lost, failed, released, resent = {}, {}, {}, {}
+local lost, failed, released, resent, unsure = {}, {}, {}, {}, {}
+local drained = {}
+for i = 12, #ARGV do drained[ARGV[i]] = true end
 
 local function due(key, most)
   return redis.call('ZRANGEBYSCORE', key, '-inf', string.format('%.0f', most), 'LIMIT', 0, limit)
@@ -54,16 +58,30 @@ for _, member in ipairs(due(delayed, now)) do
   end
 end
 
+-- What a publisher held when it died is not confirmed.
+if not pushes then
+  local publishers = prefix .. 'publishers'
+  if ARGV[11] ~= '' then redis.call('ZADD', publishers, string.format('%.0f', now), ARGV[11]) end
+  for _, dead in ipairs(due(publishers, now - PUBLISHER_MS)) do
+    repeat until not redis.call('LMOVE', prefix .. 'outbox:' .. dead, prefix .. 'outbox', 'LEFT', 'RIGHT')
+    redis.call('ZREM', publishers, dead)
+  end
+end
+
 -- A message is lost when its own list holds only newer ones. The list is in the order of sending, so
--- what was sent before the oldest message there, and is still queued, is in no list.
+-- what was sent before the oldest message there, and is still queued, is in no list. Of another broker's
+-- queue we only hear that it is empty.
 local busy = redis.call('ZCARD', leases) + redis.call('ZCARD', delayed)
 for _, list in ipairs(redis.call('SMEMBERS', prefix .. 'queues')) do
   local queued = prefix .. 'queued:' .. list
   local count = redis.call('ZCARD', queued)
+  local queue = string.match(list, '^[^\6]*')
   busy = busy + count
-  if pushes and count > 0 then
+  if count > 0 and not pushes and not drained[queue] then
+    if #due(queued, now) > 0 then unsure[#unsure + 1] = queue end
+  elseif count > 0 then
     local most = now
-    local tail = redis.call('LRANGE', prefix .. 'mq:' .. list, -5, -1)
+    local tail = redis.call('LRANGE', prefix .. (pushes and 'mq:' .. list or 'outbox'), -5, -1)
     if #tail > 0 then
       most = -1
       for i = #tail, 1, -1 do
@@ -113,4 +131,4 @@ if ARGV[8] == '1' then
   next_due = math.min(later and due_of(later) or math.huge, tonumber(waiting) or math.huge)
   if next_due == math.huge then next_due = -1 end
 end
-return { lost, failed, ended, released, resent, busy > 0 and 1 or 0, coming, next_due, now, missed }
+return { lost, failed, ended, released, resent, busy > 0 and 1 or 0, coming, next_due, now, missed, unsure }
