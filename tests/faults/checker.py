@@ -65,7 +65,8 @@ class Checker:
     def __init__(self, url: str, deliveries: list[Delivery], history: Path, faults: list[Fault]) -> None:
         self.store, self.client = RedisStore(url), redis.Redis.from_url(url, decode_responses=True)
         self.deliveries = deliveries
-        self.history = read_history(history)
+        self.file = history
+        self.history: dict[str, list[Line]] = {}
         self.faults = sorted(faults, key=lambda fault: fault.at)
         self.runs: dict[str, FullRun] = {}
         self.counts: Counter[str] = Counter()
@@ -76,6 +77,7 @@ class Checker:
 
     def violations(self) -> list[Violation]:
         """Return everything that does not hold."""
+        self.history = read_history(self.file)
         ids = self.client.zrange("director:runs", 0, -1)
         self.runs = {run_id: self.store.do(self.store.get(run_id))[0] for run_id in ids}
         found = [*self._deliveries(), *self._indexes()]
@@ -177,9 +179,9 @@ class Checker:
         if task.status != right:
             yield f"it is {task.status}, not {right}"
         elif task.status == "succeeded" and task.result is not None:
-            result = msgspec.json.decode(task.result)
-            if result[0] != one.value:
-                yield f"its value is {result[0]}, not {one.value}"
+            got = msgspec.json.decode(task.result)["value"]
+            if got != one.value:
+                yield f"its value is {got}, not {one.value}"
         elif task.status == "succeeded":
             yield "it has no result"
 
@@ -190,7 +192,7 @@ class Checker:
         self.counts["executions"] += len(begins)
         if task.status == "succeeded":
             self.counts["results"] += 1
-            if not task.result or msgspec.json.decode(task.result)[1] not in ends:
+            if not task.result or msgspec.json.decode(task.result)["nonce"] not in ends:
                 yield "its result is of no execution that ended"
         counted = counters(raw.get(str(task.number), ""))
         if len(begins) > task.attempts:
@@ -231,7 +233,7 @@ class Checker:
     def _parents(self, run: FullRun, task: TaskRun, one: Expected, tasks: list[TaskRun]) -> Iterator[str]:
         """Each execution came after its parents', and saw the one accepted result of each."""
         accepted = [tasks[parent].result for parent in one.parents]
-        nonces = tuple(msgspec.json.decode(result)[1] if result else "" for result in accepted)
+        nonces = tuple(msgspec.json.decode(result)["nonce"] if result else "" for result in accepted)
         for line in self.history.get(f"{run.id}:{task.number}", []):
             if line.what != "begin":
                 continue

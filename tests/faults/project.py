@@ -1,6 +1,6 @@
 """The project under test: workflows with known results, tasks that append each execution to a history.
 
-A result is `[value, nonce]`. The value follows from the payload and the parents' values, so a wrong join shows.
+A result is `{"value", "nonce"}`. The value follows from the payload and the parents' values, so a wrong join shows.
 The nonce is new in each execution and its children note it, so a second accepted result shows.
 """
 
@@ -42,13 +42,13 @@ def note(what, request, nonce, seen=()):
 def execute(self, previous, n, seconds=0.0, act=lambda: None):
     nonce = f"{{os.getpid():x}}.{{next(NUMBERS)}}.{{time.time_ns() % 10**9:x}}"
     parents = previous if isinstance(previous, list) else [previous] if previous else []
-    note("begin", self.request, nonce, [parent[1] for parent in parents])
+    note("begin", self.request, nonce, [parent["nonce"] for parent in parents])
     act()
     time.sleep(seconds)
-    values = [parent[0] for parent in parents]
+    values = [parent["value"] for parent in parents]
     right = value(self.name, n, values if isinstance(previous, list) else (values or [None])[0])
     note("end", self.request, nonce)
-    return [right, nonce]
+    return {{"value": right, "nonce": nonce}}
 """ + '''
 def quick(name):
     @task(name=name, bind=True)
