@@ -19,7 +19,9 @@ started = time.monotonic()
 report = soak(given.seed, given.seconds, Size(), keep=given.keep)
 for name, count in report.counts.items():
     print(f"{name:40} {count}")
-print(f"quiet {report.quiet_after_s} s after the last fault; stopped within {max(s or 99 for s in report.stops_s):.1f} s")
+print(
+    f"quiet {report.quiet_after_s} s after the last fault; stopped within {max(s or 99 for s in report.stops_s):.1f} s"
+)
 for text in report.violations:
     print(f"VIOLATION {text}")
 print(f"seed {given.seed}: {len(report.violations)} violations in {time.monotonic() - started:.0f} s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,9 +129,9 @@ class Checker:
         of_workflow = Counter(run.workflow for run in self.runs.values())
         self.counts.update({f"runs {status}": count for status, count in of_status.items()})
         for key in ("leases", "delayed", "runs.active", *self.client.keys("director:queued:*")):
-            key = key.removeprefix("director:")
-            if members := self.client.zrange(f"director:{key}", 0, 5):
-                yield Violation(f"{key} holds {members}", members[0].partition(":")[0])
+            name = key.removeprefix("director:")
+            if members := self.client.zrange(f"director:{name}", 0, 5):
+                yield Violation(f"{name} holds {members}", members[0].partition(":")[0])
         for name, count in self.client.hgetall("director:stats").items():
             if name.startswith("active:") and count != "0":
                 yield Violation(f"the counter {name} is {count}")
@@ -208,7 +209,7 @@ class Checker:
             yield f"{task.attempts} attempts, {counted.retries} retries, {counted.losses} losses do not add up"
         raised = sum(line.nonce not in ends for line in begins) if task.task in ("FLAKY", "BOOM") else 0
         unexplained = 0
-        for this, following in zip(begins, begins[1:], strict=False):
+        for this, following in pairwise(begins):
             if raised and this.nonce not in ends and counted.retries:
                 continue
             unexplained += not self._explained(this, following, lines)

@@ -22,7 +22,8 @@ def value(task: str, n: int, previous: Any) -> int:
     return zlib.crc32(json.dumps([task, n, previous]).encode())
 
 
-TASKS = f"""
+TASKS = (
+    f"""
 import itertools, json, os, signal, time, zlib
 from pathlib import Path
 from director import task
@@ -49,7 +50,8 @@ def execute(self, previous, n, seconds=0.0, act=lambda: None):
     right = value(self.name, n, values if isinstance(previous, list) else (values or [None])[0])
     note("end", self.request, nonce)
     return {{"value": right, "nonce": nonce}}
-""" + '''
+"""
+    + '''
 def quick(name):
     @task(name=name, bind=True)
     def run(self, previous, payload):
@@ -92,6 +94,7 @@ def boom(self, previous, payload):
 def hook(self, previous, payload):
     return execute(self, previous, payload["n"])
 '''
+)
 
 Spec = Any
 """A task's name, a list (chain) or a tuple (group) of specs."""

@@ -87,7 +87,9 @@ class Sender:
             "X-Hub-Signature-256": "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest(),
         }
         delivery.tries += 1
-        connection = http.client.HTTPConnection("127.0.0.1", self._ports[turn % len(self._ports)], timeout=TIMEOUT_S)
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self._ports[turn % len(self._ports)], timeout=TIMEOUT_S
+        )
         try:
             connection.request("POST", "/hooks/github", body, headers)
             answer = connection.getresponse()

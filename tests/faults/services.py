@@ -46,7 +46,9 @@ class Service:
         command: after `director`.
     """
 
-    def __init__(self, name: str, command: list[str], home: Path, env: dict[str, str], faults: list[Fault]) -> None:
+    def __init__(
+        self, name: str, command: list[str], home: Path, env: dict[str, str], faults: list[Fault]
+    ) -> None:
         self.name, self._command, self._home, self._env, self.faults = name, command, home, env, faults
         self.deaths = 0
         self.groups: list[int] = []

@@ -119,7 +119,10 @@ def soak(seed: int, seconds: float, size: Size, *, quiet_s: float = QUIET_S, kee
             found.insert(0, Violation(f"still active {quiet_s} s after the last fault"))
         texts = [f"{one.text} [{one.run_id}]" for one in found]
         for one in found[:SHOWN]:
-            print(f"\nVIOLATION seed {seed}: {one.text}\n" + (checker.story(one.run_id) if one.run_id in checker.runs else ""))
+            print(
+                f"\nVIOLATION seed {seed}: {one.text}\n"
+                + (checker.story(one.run_id) if one.run_id in checker.runs else "")
+            )
         # What is still active is over by now: nothing runs, so every service ends at once.
         stops = [service.stop(GRACE_S + 5) for service in made.all]
         checker.counts.update(_faults(steps, made))
