@@ -21,6 +21,8 @@ class Delivery(msgspec.Struct):
     id: str
     event: str
     n: int
+    payload: dict[str, object] = {}
+    """Beside `n`."""
     answers: list[tuple[int, dict]] = msgspec.field(default_factory=list)
     """Every 2xx: status and body."""
     tries: int = 0
@@ -79,7 +81,7 @@ class Sender:
 
     def send(self, delivery: Delivery, turn: int) -> bool:
         """Send once; return whether it was answered with a 2xx."""
-        body = json.dumps({"n": delivery.n}).encode()
+        body = json.dumps({"n": delivery.n, **delivery.payload}).encode()
         headers = {
             "Content-Type": "application/json",
             "X-GitHub-Event": delivery.event,

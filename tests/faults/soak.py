@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -84,6 +87,8 @@ class Rig:
 def rig(size: Size, *, keep: bool = False) -> Iterator[Rig]:
     """Run an installation in a temporary folder; with `keep`, the folder stays after an error."""
     home = Path(tempfile.mkdtemp(prefix="faults-"))
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     made = Rig(home, size)
     try:
         yield made
