@@ -49,12 +49,14 @@ class Bench:
         until(lambda: self.run(run_id).status in ("succeeded", "failed"), timeout_s, f"end of {run_id}")
         return str(self.run(run_id).status)
 
-    def run(self, run_id: str):  # noqa: ANN201
+    def run(self, run_id: str):
         return self.store.do(self.store.get(run_id))[0]
 
     def check(self) -> None:
         """Nothing that the soak would call a violation."""
-        checker = Checker(self.made.server.url, self.sender.deliveries, self.made.home / "history", self.made.faults)
+        checker = Checker(
+            self.made.server.url, self.sender.deliveries, self.made.home / "history", self.made.faults
+        )
         until(checker.is_idle, 90, "quiet")
         found = checker.violations()
         assert not found, found
@@ -169,7 +171,9 @@ def sigterm(bench: Bench, times: int = 20) -> str:
     load.join(60)
     bench.sender.deliveries += [msgspec.structs.replace(one) for one in load.deliveries]
     losses = 0
-    checker = Checker(bench.made.server.url, bench.sender.deliveries, bench.made.home / "history", bench.made.faults)
+    checker = Checker(
+        bench.made.server.url, bench.sender.deliveries, bench.made.home / "history", bench.made.faults
+    )
     until(checker.is_idle, 90, "quiet")
     found = checker.violations()
     losses = checker.counts["losses"]
