@@ -35,7 +35,7 @@ from tests.conftest import Clock
 from tests.contract.driving import new
 from tests.processes import workflow
 
-HISTORIES = int(os.environ.get("DIRECTOR_TEST_HISTORIES", "30"))
+HISTORIES = int(os.environ.get("DIRECTOR_TEST_HISTORIES", "50"))
 STEPS = 50
 PHASES = set(Phase) if os.environ.get("DIRECTOR_TEST_RANDOM") else {Phase.explicit, Phase.generate}
 """Shrinking a failure takes minutes."""
@@ -337,6 +337,7 @@ class Histories(RuleBasedStateMachine):
     def first(self, spec: Any, hooks: Hooks, options: Any) -> None:
         self.start(spec, "x", None, hooks, options, None, False)
 
+    @precondition(lambda self: len(self.model.runs) < 5)
     @rule(
         spec=SPECS,
         name=st.sampled_from("xy"),
@@ -380,6 +381,26 @@ class Histories(RuleBasedStateMachine):
             assert begun.launch == run.launch
         if (begun.ref, begun.token) not in self.tokens:
             self.tokens.append((begun.ref, begun.token))
+
+    # Most steps go on with what is there.
+    @precondition(lambda self: self.refs("q"))
+    @rule(pick=PICKS, holder=HOLDERS)
+    def begin_one(self, pick: int, holder: str) -> None:
+        self.begin(pick, 1, 9, holder, False)
+
+    @precondition(lambda self: self.refs("r"))
+    @rule(pick=PICKS, outcome=OUTCOMES, queue=WISHES)
+    def finish_one(self, pick: int, outcome: Outcome, queue: Any) -> None:
+        self.finish(pick, 1, outcome, queue, False)
+
+    @precondition(lambda self: self.refs("q"))
+    @rule(pick=PICKS, times=st.integers(1, 4))
+    def lose(self, pick: int, times: int) -> None:
+        """The same one again and again, until it fails."""
+        for _ in range(times):
+            if self.refs("q"):
+                self.begin(pick, 1, 9, "w.2", False)
+                self.hand_back("w.2", True)
 
     @precondition(lambda self: self.tokens)
     @rule(pick=PICKS, late=st.integers(0, 5), outcome=OUTCOMES, queue=WISHES, again=st.booleans())
