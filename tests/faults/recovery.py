@@ -156,7 +156,7 @@ def poison(bench: Bench) -> str:
 
 def sigterm(bench: Bench, times: int = 20) -> str:
     """SIGTERM at random moments under load: nothing is lost, each worker ends within its grace and 5 s."""
-    load = Sender(bench.made.ports, 3, threads=4, pause_s=0.05)
+    load = Sender(bench.made.ports, 3, threads=4, pause_s=0.6)
     rng, took = random.Random(5), []
     for _ in range(times):
         time.sleep(rng.uniform(0.5, 3))
