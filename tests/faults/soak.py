@@ -88,7 +88,7 @@ def rig(size: Size, *, keep: bool = False) -> Iterator[Rig]:
     """Run an installation in a temporary folder; with `keep`, the folder stays after an error."""
     home = Path(tempfile.mkdtemp(prefix="faults-"))
     with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        signal.signal(signal.SIGTERM, _end)
     made = Rig(home, size)
     try:
         yield made
@@ -100,6 +100,12 @@ def rig(size: Size, *, keep: bool = False) -> Iterator[Rig]:
     finally:
         made.close()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _end(*_: object) -> None:
+    """Clean up once, however often that is asked."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(1)
 
 
 def soak(seed: int, seconds: float, size: Size, *, quiet_s: float = QUIET_S, keep: bool = False) -> Report:
