@@ -191,6 +191,7 @@ class Checker:
         begins = [line for line in lines if line.what == "begin"]
         ends = {line.nonce for line in lines if line.what == "end"}
         self.counts["executions"] += len(begins)
+        self.counts["suicides"] += sum(line.what == "suicide" for line in lines)
         if task.status == "succeeded":
             self.counts["results"] += 1
             if not task.result or msgspec.json.decode(task.result)["nonce"] not in ends:
