@@ -15,18 +15,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from director import log, registry
 from director.engine import new_token, report
-from director.errors import DirectorError, StoreUnavailable
+from director.errors import NotFound, StoreUnavailable
 from director.models import Plan, TaskError
 from director.settings import MAX_ARGUMENT_BYTES, Settings
 from director.states import ENDED, FAILED
-from director.store.base import Begun, Finished, Next, Outcome, Ref, Store
+from director.store.base import Begun, Described, Finished, Next, Outcome, Ref, Store
 
+T = TypeVar("T")
 LOOK_S = 2.0
 """How often a process renews its leases and looks whether its runs were canceled."""
 MAX_BACKOFF_S = 600.0
@@ -146,16 +147,8 @@ class Executor:
         return outcome
 
     def _finish(self, begun: Begun, outcome: Outcome, holder: str, wish: Next | None) -> Finished:
-        """Record the outcome, however long the store is away: the result is here and nowhere else."""
-        wait_s = 0.1
-        while True:
-            try:
-                finished = self.store.do(self.store.finish(begun.ref, begun.token, outcome, holder, wish))
-                break
-            except StoreUnavailable as exc:
-                logger.warning("task.not_recorded", task_run=str(begun.ref), reason=str(exc), wait_s=wait_s)
-                time.sleep(wait_s)
-                wait_s = min(wait_s * 2, 2.0)
+        """Record the outcome: the result is here and nowhere else."""
+        finished = self._insist(self.store.finish(begun.ref, begun.token, outcome, holder, wish), begun.ref)
         if not finished.accepted:
             logger.warning("task.refused", task_run=str(begun.ref), reason="its lease was taken away")
         elif finished.run_status in ENDED and not begun.hook:
@@ -163,6 +156,17 @@ class Executor:
             level = logger.error if finished.run_status == FAILED else logger.debug
             level(f"run.{finished.run_status}", run_id=begun.ref.run_id, workflow=begun.workflow)
         return finished
+
+    def _insist(self, call: Described[T], ref: Ref) -> T:
+        """Make a call for a task run that executes here, however long the store is away."""
+        wait_s = 0.1
+        while True:
+            try:
+                return self.store.do(call)
+            except StoreUnavailable as exc:
+                logger.warning("task.not_recorded", task_run=str(ref), reason=str(exc), wait_s=wait_s)
+                time.sleep(wait_s)
+                wait_s = min(wait_s * 2, 2.0)
 
     def _arguments(self, begun: Begun) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return what the function is called with, as celery-director does."""
@@ -177,11 +181,12 @@ class Executor:
             "trigger": begun.trigger,
         }
         if begun.hook == "f":
-            kwargs["run"] = self._failed_run(begun.ref.run_id)
+            kwargs["run"] = self._failed_run(begun.ref)
         return (previous,), kwargs
 
-    def _failed_run(self, run_id: str) -> dict[str, Any]:
-        run, _ = self.store.do(self.store.get(run_id))
+    def _failed_run(self, hook: Ref) -> dict[str, Any]:
+        run_id = hook.run_id
+        run, _ = self._insist(self.store.get(run_id), hook)
         failed = [
             {"key": task.key, "task": task.task, "error": msgspec.to_builtins(task.error)}
             for task in run.tasks
@@ -223,8 +228,8 @@ class Executor:
         if begun.hook:
             return None
         try:
-            plan: Plan = self.store.do(self.store.plan(begun.plan))
-        except DirectorError:
+            plan: Plan = self._insist(self.store.plan(begun.plan), begun.ref)
+        except NotFound:
             return None
         node = plan.nodes[begun.ref.number]
         if begun.retries >= (node.retries or 0):

@@ -172,8 +172,7 @@ class Server:
         """SIGKILL it, leave it down for a while, start it again."""
         self.kills += 1
         at = now_ms()
-        self._process.kill()
-        self._process.wait()
+        self.close()
         time.sleep(down_s)
         self.start()
         faults.append(Fault("KILL", "redis", 0, (), at, now_ms()))
