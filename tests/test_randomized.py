@@ -28,14 +28,14 @@ from director.errors import DirectorError
 from director.messages import queue_list
 from director.models import Hooks, Node, Plan, TaskError, TaskOptions
 from director.states import WORD
-from director.store.base import Dedupe, Filter, NewRun, Next, Outcome, Ref
+from director.store.base import Dedupe, Filter, Keep, NewRun, Next, Outcome, Ref
 from director.store.redis import RedisStore
 from director.store.tiny import TinyStore
 from tests.conftest import Clock
 from tests.contract.driving import new
 from tests.processes import workflow
 
-HISTORIES = int(os.environ.get("DIRECTOR_TEST_HISTORIES", "50"))
+HISTORIES = int(os.environ.get("DIRECTOR_TEST_HISTORIES", "40"))
 STEPS = 50
 PHASES = set(Phase) if os.environ.get("DIRECTOR_TEST_RANDOM") else {Phase.explicit, Phase.generate}
 """Shrinking a failure takes minutes."""
@@ -358,6 +358,7 @@ class Histories(RuleBasedStateMachine):
         if answer.run_id == order.run_id:
             self.definitions[order.run_id] = definition
 
+    @precondition(lambda self: self.model.runs)
     @rule(pick=PICKS, stray=st.integers(0, 5), number=st.integers(0, 9), holder=HOLDERS, again=st.booleans())
     def begin(self, pick: int, stray: int, number: int, holder: str, again: bool) -> None:
         queued = self.refs("q")
@@ -450,6 +451,7 @@ class Histories(RuleBasedStateMachine):
             if (task.s, task.token) == ("r", token):
                 self.model.renew(run, ref.number)
 
+    @precondition(lambda self: self.model.runs)
     @rule(pick=PICKS, number=st.integers(0, 9), held=st.booleans())
     def unknown(self, pick: int, number: int, held: bool) -> None:
         ref, token = Ref(self.any_run(pick), number), ""
@@ -472,12 +474,14 @@ class Histories(RuleBasedStateMachine):
             assert sorted(getattr(both[0], part)) == sorted(getattr(both[1], part))
         return both[0]
 
+    @precondition(lambda self: self.model.runs)
     @rule(pick=PICKS, again=st.booleans())
     def cancel(self, pick: int, again: bool) -> None:
         run_id, token = self.any_run(pick), self.token()
         answer = self.made_times(again, lambda store: store.cancel(run_id, token))
         assert (answer is None) is self.model.cancel(run_id, token)
 
+    @precondition(lambda self: self.model.runs)
     @rule(
         pick=PICKS,
         hooks=st.none() | HOOKS,
@@ -507,6 +511,19 @@ class Histories(RuleBasedStateMachine):
             self.model.start(order, {n: before.tasks[n].result for n in order.kept if n < order.plan.total})
         else:
             self.model.relaunch(run_id, order.plan, set(order.resets))
+
+    @rule(age_ms=st.sampled_from([None, 20_000, 60_000]), runs=st.sampled_from([None, 1, 2]))
+    def prune(self, age_ms: Any, runs: Any) -> None:
+        kept = {"": Keep(runs=2), "x": Keep(age_ms=age_ms, runs=runs)}
+        count = self.both(lambda store: store.prune(kept))
+        gone = {
+            run_id for run_id in self.model.runs if isinstance(self.both(lambda s, r=run_id: s.get(r))[0], type)
+        }
+        assert len(gone) == count
+        for run_id in gone:
+            run = self.model.runs.pop(run_id)
+            assert run.s in "sfc" and not any(task.s in "qry" for task in run.tasks.values())
+        self.tokens = [(ref, token) for ref, token in self.tokens if ref.run_id not in gone]
 
     # 6 s and more is an outage when no sweep comes between; 31 s ends every lease.
     @rule(ms=st.sampled_from([1, 5, 900, 2500, 4900] * 3 + [6000, 16_000, 31_000]))
