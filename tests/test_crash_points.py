@@ -20,7 +20,7 @@ import redis
 from director import messages
 from director.errors import StoreUnavailable
 from director.models import TaskError, TaskOptions
-from director.store.base import Dedupe, Next, Outcome, Ref, Relaunch
+from director.store.base import Dedupe, Keep, Next, Outcome, Ref, Relaunch
 from director.store.redis import RedisStore
 from tests.conftest import Clock
 from tests.contract.driving import BOOM, HOLDER, begin, finish, new, plan_of, relaunch
@@ -175,6 +175,16 @@ def relaunch_unless_done(store):
         relaunch(store, RUN, workflow(SPEC, **HOOKS))
 
 
+def ended(store, clock):
+    failed(store, clock)
+    begin(store, RUN, len(PLAN.nodes), "hook")
+    store.do(store.finish(Ref(RUN, len(PLAN.nodes)), "hook", Outcome(result=b"1"), HOLDER))
+
+
+def prune_too(store):
+    store.do(store.prune({"": Keep(runs=0)}))
+
+
 def cancel_too(store):
     with contextlib.suppress(Exception):
         store.do(store.cancel(RUN, "another"))
@@ -209,6 +219,9 @@ SCENES = {
     "sweep an ended lease": Scene(later(running, 31), lambda store: store.sweep(), same_answer=False),
     "sweep a wait that is over": Scene(later(retrying, 4), lambda store: store.sweep(), same_answer=False),
     "sweep a lost message": Scene(later(popped, 21), lambda store: store.sweep(), same_answer=False),
+    "prune": Scene(
+        ended, lambda store: store.prune({"": Keep(runs=0)}), prune_too, same_answer=False, ends="gone"
+    ),
     "publish": Scene(queued, lambda store: store.publish("boot", {"A": TaskOptions()})),
 }
 
@@ -338,7 +351,8 @@ def test_a_process_that_ends_at_any_point_leaves_nothing_stuck_and_nothing_twice
         finished = live_on(store, clock)
         with client_of(store) as client:
             runs = [run.decode() for run in client.zrange(store.prefix + "runs", 0, -1)]
-            assert len(runs) == 1 + (OTHER in runs and RUN in runs), f"point {point}: {runs}"
+            wanted = 0 if scene.ends == "gone" else 1 + (OTHER in runs and RUN in runs)
+            assert len(runs) == wanted, f"point {point}: {runs}"
             check_end(store, client, scene, runs, finished)
 
 
