@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test check bench clean
+.PHONY: setup run test check bench soak clean
 .DELETE_ON_ERROR:
 
 setup: .venv/ready
@@ -42,6 +42,10 @@ bench: .venv/ready-dev
 	$(BIN)/python -m bench.ingress
 	$(BIN)/python -m bench.backlog
 	$(BIN)/python -m bench.schedules
+
+# Real processes under faults, ten minutes: make soak SECONDS=60 SEED=7
+soak: .venv/ready-dev
+	$(BIN)/python -m tests.faults --keep $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
 
 clean:
 	rm -rf .venv .director build dist *.egg-info

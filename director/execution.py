@@ -22,7 +22,7 @@ import msgspec
 
 from director import log, registry
 from director.engine import new_token, report
-from director.errors import DirectorError, StoreUnavailable
+from director.errors import NotFound, StoreUnavailable
 from director.models import Plan, TaskError
 from director.settings import MAX_ARGUMENT_BYTES, Settings
 from director.states import CANCELED, ENDED, FAILED
@@ -188,11 +188,12 @@ class Executor:
             "trigger": begun.trigger,
         }
         if begun.hook == "f":
-            kwargs["run"] = self._failed_run(begun.ref.run_id)
+            kwargs["run"] = self._failed_run(begun.ref)
         return (previous,), kwargs
 
-    def _failed_run(self, run_id: str) -> dict[str, Any]:
-        run, _ = self.store.do(self.store.get(run_id))
+    def _failed_run(self, hook: Ref) -> dict[str, Any]:
+        run_id = hook.run_id
+        run, _ = self._insist(self.store.get(run_id), "task.not_recorded", hook)
         failed = [
             {"key": task.key, "task": task.task, "error": msgspec.to_builtins(task.error)}
             for task in run.tasks
@@ -235,8 +236,8 @@ class Executor:
         if begun.hook:
             return asked_s
         try:
-            plan: Plan = self.store.do(self.store.plan(begun.plan))
-        except DirectorError:
+            plan: Plan = self._insist(self.store.plan(begun.plan), "task.not_recorded", begun.ref)
+        except NotFound:
             return asked_s
         node = plan.nodes[begun.ref.number]
         if begun.retries >= (node.retries or 0) and (asked_s is None or node.retries is not None):

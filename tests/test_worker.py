@@ -3,18 +3,24 @@
 import json
 import os
 import signal
+import threading
 import time
 
+import msgspec
 import pytest
 import redis
 from celery import Celery
 
 from director.definitions import load
-from director.models import Call, RunError
+from director.execution import Executor, Result
+from director.models import Call, RunError, TaskError
 from director.registry import discover
+from director.settings import Settings
+from director.store.base import Ref
 from director.store.redis import RedisStore
 from director.worker import register
 from tests.contract.driving import relaunch
+from tests.faults.services import Server
 from tests.processes import (
     calls,
     ended,
@@ -387,3 +393,49 @@ def test_what_is_no_message_is_dropped_and_the_worker_lives(home, store, redis_u
     assert "message.dropped" in log
     assert "Connection to broker lost" not in log
     assert client.hlen("director:mq:unacked") == 0
+
+
+@pytest.fixture
+def mortal(tmp_path):
+    """A server that can be killed, and a store on it."""
+    (tmp_path / "valkey").mkdir()
+    server = Server(tmp_path / "valkey")
+    store = RedisStore(server.url, timeout_s=1)
+    yield server, store
+    store.close()
+    server.close()
+
+
+def away(server):
+    """Kill the server now and start it again in a second."""
+    server.close()
+    threading.Timer(1, server.start).start()
+
+
+def test_a_retry_is_granted_though_the_store_is_away_when_the_task_fails(mortal, tmp_path):
+    server, store = mortal
+    run_id = start(store, workflow([Call(name="A", retries=2, backoff=60)]))
+
+    def fail(begun, arguments):
+        away(server)
+        return Result(error=TaskError(type="ValueError", message="boom"))
+
+    settings = Settings.from_env({"DIRECTOR_HOME": str(tmp_path)})
+    Executor(store, settings).execute(Ref(run_id, 0), "celery", False, fail)
+    assert store.do(store.get(run_id))[0].tasks[0].status == "retrying"
+
+
+def test_a_failure_hook_gets_its_run_though_the_store_is_away(mortal, tmp_path):
+    server, store = mortal
+    run_id = start(store, workflow(["A"], failure_hook="ALERT"))
+    executor = Executor(store, Settings.from_env({"DIRECTOR_HOME": str(tmp_path)}))
+    boom = Result(error=TaskError(type="ValueError", message="boom"))
+    executor.execute(Ref(run_id, 0), "celery", False, lambda begun, arguments: boom)
+
+    def alert(begun, arguments):
+        away(server)
+        return Result(value=arguments()[1]["run"]["id"])
+
+    executor.execute(Ref(run_id, 1), "celery", False, alert)
+    hook = store.do(store.get(run_id))[0].tasks[1]
+    assert (hook.status, msgspec.json.decode(hook.result)) == ("succeeded", run_id)

@@ -117,7 +117,7 @@ class Link(asyncio.Protocol):
             return self._fail(str(exc or "the connection was closed"))
         self._waiting.clear()
         for item in calls:
-            item.again = True
+            item.again, item.preludes = True, 0
             self._ask(item)
 
     def data_received(self, data: bytes) -> None:
