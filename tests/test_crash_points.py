@@ -16,11 +16,12 @@ import hiredis
 import msgspec
 import pytest
 import redis
+from msgspec.structs import replace
 
 from director import messages
 from director.errors import StoreUnavailable
 from director.models import TaskError, TaskOptions
-from director.store.base import Dedupe, Keep, Next, Outcome, Ref, Relaunch
+from director.store.base import Dedupe, Entry, Fire, Keep, Next, Outcome, Ref, Relaunch
 from director.store.redis import RedisStore
 from tests.conftest import Clock
 from tests.contract.driving import BOOM, HOLDER, begin, finish, new, plan_of, relaunch
@@ -181,6 +182,22 @@ def ended(store, clock):
     store.do(store.finish(Ref(RUN, len(PLAN.nodes)), "hook", Outcome(result=b"1"), HOLDER))
 
 
+def scheduled(store, clock):
+    store.do(store.add([Entry(schedule="s", due=clock.now, job={"origin": "director"})]))
+
+
+def fired(store):
+    """A schedule's run has one id, whoever starts it."""
+    at = Clock().now
+    fire = Fire(schedule="s", was=at, due=at + 20_000, next=at + 30_000, skipped=2, reason="missed")
+    return store.start(replace(started(RUN), dedupe=None, fire=fire))
+
+
+def skipped(store):
+    at = Clock().now
+    return store.skip(Fire(schedule="s", was=at, due=at, next=at + 10_000, skipped=1, reason="missed"))
+
+
 def prune_too(store):
     store.do(store.prune({"": Keep(runs=0)}))
 
@@ -221,6 +238,17 @@ SCENES = {
     "sweep a lost message": Scene(later(popped, 21), lambda store: store.sweep(), same_answer=False),
     "prune": Scene(
         ended, lambda store: store.prune({"": Keep(runs=0)}), prune_too, same_answer=False, ends="gone"
+    ),
+    "write a schedule down": Scene(
+        queued, lambda store: store.add([Entry(schedule="s", due=5, job={"origin": "director"})])
+    ),
+    "refresh a schedule": Scene(
+        lambda store, clock: (queued(store, clock), scheduled(store, clock)),
+        lambda store: store.refresh(["s", "t"]),
+    ),
+    "fire a schedule": Scene(scheduled, fired, lambda store: store.do(fired(store))),
+    "skip a due time": Scene(
+        lambda store, clock: (queued(store, clock), scheduled(store, clock)), skipped, same_answer=False
     ),
     "publish": Scene(queued, lambda store: store.publish("boot", {"A": TaskOptions()})),
 }

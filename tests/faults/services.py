@@ -162,9 +162,11 @@ class Server:
         client = redis.Redis(port=self.port)
         for _ in range(1000):
             with contextlib.suppress(redis.RedisError):
-                if client.ping():
+                if client.ping() and self._process.poll() is None:
                     client.close()
                     return
+            if self._process.poll() is not None:
+                raise RuntimeError((self.folder / "valkey.log").read_text()[-2000:])
             time.sleep(0.02)
         raise TimeoutError("valkey does not answer")
 
