@@ -13,7 +13,7 @@ SEED = 30
 
 
 def test_nothing_is_lost_and_nothing_happens_twice_whatever_is_killed():
-    size = Size(webs=1, schedulers=1, workers=2, threads=3, pause_s=0.6, longest_s=6)
+    size = Size(webs=1, schedulers=1, workers=2, threads=3, pause_s=0.6, mean_s=3, longest_s=6)
     report = soak(SEED, 18, size, quiet_s=75)
     assert report.violations == []
     assert report.counts["fault KILL redis"] and report.counts["fault KILL worker"]

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from tests.faults.services import Fault, Server, Service
 
-MEAN_S = 3.0
 REDIS_S = (5.0, 40.0)
 
 # role, signal, whom, weight
@@ -43,10 +42,11 @@ class Step(NamedTuple):
     """Frozen, or down, for so long."""
 
 
-def schedule(seed: int, seconds: float, *, longest_s: float = 40.0) -> list[Step]:
+def schedule(seed: int, seconds: float, *, mean_s: float = 3.0, longest_s: float = 40.0) -> list[Step]:
     """Return the faults of a seed, the same each time.
 
     Args:
+        mean_s: between two faults.
         longest_s: of a freeze; one in ten is beyond the lease when this is.
     """
     rng = random.Random(seed)
@@ -56,7 +56,7 @@ def schedule(seed: int, seconds: float, *, longest_s: float = 40.0) -> list[Step
         role, kind, whom, _ = rng.choices(CHOICES, [choice[3] for choice in CHOICES])[0]
         frozen_s = rng.uniform(32, longest_s) if rng.random() < 0.1 and longest_s > 32 else rng.uniform(0.2, 6)
         steps.append(Step(at, role, kind, whom, rng.random(), frozen_s if kind == "STOP" else 0.0))
-        at += rng.expovariate(1 / MEAN_S)
+        at += rng.expovariate(1 / mean_s)
     at = rng.uniform(*REDIS_S) / 2
     while at < seconds:
         down_s = rng.choice([0.0, 0.5, 2.0, 7.0])

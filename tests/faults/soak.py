@@ -36,8 +36,10 @@ class Size(msgspec.Struct):
     webs: int = 2
     schedulers: int = 2
     workers: int = 2
-    threads: int = 6
+    threads: int = 8
     pause_s: float = 0.5
+    mean_s: float = 1.3
+    """Between two faults."""
     longest_s: float = 40.0
     """Freezes; up to 32 none is beyond the lease."""
 
@@ -110,7 +112,7 @@ def _end(*_: object) -> None:
 
 def soak(seed: int, seconds: float, size: Size, *, quiet_s: float = QUIET_S, keep: bool = False) -> Report:
     """Run it; return counts and violations."""
-    steps = schedule(seed, seconds, longest_s=size.longest_s)
+    steps = schedule(seed, seconds, mean_s=size.mean_s, longest_s=size.longest_s)
     with rig(size) as made:
         sender = Sender(made.ports, seed, threads=size.threads, pause_s=size.pause_s)
         nemesis = Nemesis(steps, made.services, made.server, made.faults)
