@@ -114,6 +114,8 @@ class Loop:
         """
         self._look()
         swept = report(self.store.do(self.store.sweep(fires=self._definitions is not None)), "its lease ended")
+        if swept.missed_until < 0:
+            self._project = None
         due = [(id_, at) for id_, at in swept.due if id_ in self._known]
         fired = [run for id_, at in due for run in self._fire(id_, at, swept)]
         parts = (swept.lost, swept.failed, swept.released, swept.resent)

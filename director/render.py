@@ -81,6 +81,9 @@ def definition_lines(workflow: Workflow) -> list[str]:
         events = f" {' or '.join(trigger.events)}" if trigger.events else ""
         when, off = f" when {trigger.when}" if trigger.when else "", "" if trigger.enabled else " (disabled)"
         lines.append(f"starts on {trigger.source}{events}{when}{off}")
+    for one in workflow.periodic:
+        timing = f"at {one.crontab} ({one.timezone})" if one.crontab else f"every {one.interval_s:g} s"
+        lines.append(f"starts {timing}{'' if one.enabled else ' (disabled)'}")
     return lines
 
 

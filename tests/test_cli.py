@@ -22,6 +22,7 @@ w.ONE: {tasks: [ONE]}
 w.CHATTY: {tasks: [CHATTY]}
 w.CONFIG: {tasks: [CONFIG]}
 w.SLEEP: {tasks: [SLEEP]}
+w.LATER: {tasks: [SLEEP], periodic: [{crontab: "0 3 * * *"}, {interval: 90, enabled: false}]}
 w.FRAGILE:
   tasks:
     - CHATTY
@@ -217,6 +218,8 @@ def test_every_listing_has_a_header_and_a_json_form(director):
     assert director("workflow", "list").stdout.startswith("WORKFLOW ")
     assert {w["name"] for w in json.loads(director("workflow", "list", "--json").stdout)} >= {"w.ONE", "w.OFF"}
     assert "│  └─ INNER (chain)" in director("workflow", "show", "w.FRAGILE").stdout
+    later = director("workflow", "show", "w.LATER").stdout
+    assert later.endswith("starts at 0 3 * * * (UTC)\nstarts every 90 s (disabled)\n")
     assert json.loads(director("workflow", "show", "w.FRAGILE", "--json").stdout)["hooks"]["failure"] == "ALERT"
     assert re.search(r"^github +github +open +http://127", director("sources", "list").stdout, re.M)
     assert json.loads(director("sources", "list", "--json", HOOK="").stdout)[0]["state"] == "closed"

@@ -178,10 +178,24 @@ def test_rq_schedulers_own_tools_read_the_timetable(tmp_path, redis_url):
     assert timetable.count() == 0
 
 
+def test_a_store_that_has_been_emptied_is_told_again(tmp_path, redis_url):
+    (tmp_path / "workflows").mkdir()
+    (tmp_path / "workflows" / "w.yml").write_text("slow: {tasks: [A], periodic: {interval: 3600}}")
+    settings = Settings.from_env({"DIRECTOR_HOME": str(tmp_path), "DIRECTOR_REDIS_URL": redis_url})
+    made = loop(settings, open_store(settings))
+    for _ in range(2):
+        made.make_pass()
+    redis.Redis.from_url(redis_url).flushall()
+    for _ in range(2):
+        made.make_pass()
+    assert WorkflowScheduler(redis_url, settings.prefix).count() == 1
+
+
 def test_a_pass_with_nothing_to_do_is_one_call(settings, store):
     (settings.home / "workflows" / "w.yml").write_text("slow: {tasks: [A], periodic: {interval: 3600}}")
     made = loop(settings, store)
-    made.make_pass()
+    for _ in range(2):
+        made.make_pass()
     calls = []
     real = store.do
     store.do = lambda call: calls.append(call) or real(call)

@@ -236,7 +236,7 @@ class Swept(Struct, frozen=True):
     now: int = 0
     """The store's clock at the pass, ms."""
     missed_until: int = 0
-    """What was due by then was due while no scheduler ran, ms."""
+    """What was due by then was due while no scheduler ran, ms; -1: the store has forgotten all, or never knew."""
     unsure: tuple[str, ...] = ()
     """Queues that may have lost a message; only another broker can tell."""
 

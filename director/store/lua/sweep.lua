@@ -8,8 +8,8 @@
 --
 -- Reply: {lost, failed, ended, released, resent, busy, due, next, now, missed, unsure}; lists of RUN:NUMBER (ended:
 -- of runs that failed), 1 when anything is still underway, pairs of schedule and due time, then ms: the next due time of
--- a schedule or a waiting task run or -1, the clock, until when due times count as missed; the queues of which a
--- publisher should ask its broker.
+-- a schedule or a waiting task run or -1, the clock, until when due times count as missed (-1 at the first
+-- pass ever); the queues of which a publisher should ask its broker.
 
 local LONGEST_WAIT_MS, PUBLISHER_MS = 600000, 10000
 local limit, outage_ms, grace_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -110,7 +110,7 @@ local coming, missed, next_due = {}, 0, -1
 if ARGV[8] == '1' then
   local clock = string.format('%.0f', now)
   local known = redis.call('HMGET', prefix .. 'sweep', 'fires', 'missed')
-  missed = tonumber(known[2]) or 0
+  missed = known[1] and (tonumber(known[2]) or 0) or -1
   if known[1] and now - tonumber(known[1]) > tonumber(ARGV[9]) then
     missed = now
     redis.call('HSET', prefix .. 'sweep', 'missed', clock)
