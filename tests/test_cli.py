@@ -317,7 +317,7 @@ def test_follow_on_a_terminal_draws_a_nested_tree(home, colors):
 def test_check_of_a_project_without_problems(director):
     done = director("check")
     assert (done.returncode, done.stdout) == (0, "")
-    assert "7 workflows" in done.stderr
+    assert "8 workflows" in done.stderr
     assert "no problems" in done.stderr
 
 
