@@ -559,7 +559,7 @@ def test_a_file_over_a_mebibyte_is_refused_unread(tmp_path: Path) -> None:
 def test_a_large_file_is_answered_in_time(tmp_path: Path, text: str) -> None:
     started = time.process_time()
     assert read(tmp_path, text).problems
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 20, "nothing in it is quadratic: that takes minutes"
 
 
 def test_the_parser_in_python_serves_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
