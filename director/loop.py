@@ -17,7 +17,7 @@ from director import log, schedules
 from director.definitions import Definitions
 from director.engine import Engine, report
 from director.errors import DirectorError, StoreUnavailable
-from director.models import Project, Retention, Schedule, Struct, Workflow
+from director.models import Project, Retention, Schedule, Struct, Workflow, time_text
 from director.settings import Settings
 from director.store.base import PRUNE_LIMIT, SWEEP_LIMIT, Entry, Fire, Keep, Store, Swept
 
@@ -185,7 +185,7 @@ class Loop:
         """Start one run; return its id, None when none was started."""
         if self._engine.is_stale:
             self._engine.learn(self.store.do(self.store.task_options()))
-        facts = {"workflow": workflow.name, "schedule": schedule.id, "due": fire.due}
+        facts = {"workflow": workflow.name, "schedule": schedule.id, "due_at": time_text(fire.due)}
         try:
             new = self._engine.fire(workflow, schedule, fire)
         except StoreUnavailable:
@@ -209,7 +209,7 @@ class Loop:
                 "schedule.skipped",
                 workflow=workflow.name,
                 schedule=fire.schedule,
-                due=fire.was,
+                due_at=time_text(fire.was),
                 count=fire.skipped,
                 reason=fire.reason,
             )
