@@ -72,6 +72,8 @@ def examine(settings: Settings, project: Project, options: Mapping[str, TaskOpti
     Args:
         options: what the decorators of `tasks/` say, for the queues that workflows need.
     """
+    if not (settings.embedded or settings.broker_is_store):
+        yield _broker(settings)
     try:
         store = open_store(settings)
     except DirectorError as exc:
@@ -97,6 +99,15 @@ def examine(settings: Settings, project: Project, options: Mapping[str, TaskOpti
 
 
 # What is read -------------------------------------------------------------------------------------
+
+
+def _broker(settings: Settings) -> Finding:
+    from director.web.status import answers
+
+    if answers(settings.broker_uri or ""):
+        return ok("broker", f"{settings.broker_name} answers")
+    text = f"{settings.broker_name} does not answer; what it has to carry waits."
+    return fix("broker", f"{text} Look at DIRECTOR_BROKER_URI, at the broker and at the way to it.")
 
 
 def _server(store: RedisStore) -> Iterator[Finding]:

@@ -300,3 +300,12 @@ def test_no_worker_matters_only_where_there_is_work():
     ]
     assert levels == ["note", "fix"]
     assert next(doctor.of_workers(nobody, {}, {"celery": (3, 1.0)}, False)).level == "fix"
+
+
+def test_another_broker_is_tried_too(home, own_server, tmp_path):
+    away = f"amqp://me:s3cret@127.0.0.1:{free_port()}/"
+    for uri, level, text in ((away, "fix", "does not answer"), (f"filesystem://{tmp_path}", "ok", "answers")):
+        environ = {"DIRECTOR_HOME": str(home), "DIRECTOR_REDIS_URL": own_server, "DIRECTOR_BROKER_URI": uri}
+        found = list(doctor.examine(Settings.from_env(environ), load(home), {}))
+        assert text in said(found, "broker", level)
+        assert "s3cret" not in "".join(map(str, found))
