@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from director import log, schedules
 from director.definitions import Definitions
 from director.engine import Engine, report
-from director.errors import DirectorError, StoreUnavailable
+from director.errors import DirectorError
 from director.models import Project, Retention, Schedule, Struct, Workflow, time_text
 from director.settings import Settings
 from director.store.base import PRUNE_LIMIT, SWEEP_LIMIT, Entry, Fire, Keep, Store, Swept
@@ -188,8 +188,6 @@ class Loop:
         facts = {"workflow": workflow.name, "schedule": schedule.id, "due_at": time_text(fire.due)}
         try:
             new = self._engine.fire(workflow, schedule, fire)
-        except StoreUnavailable:
-            raise
         except DirectorError as exc:
             self._skip(workflow, replace(fire, skipped=fire.skipped + 1, reason=str(exc)))
             return None

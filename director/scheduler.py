@@ -41,17 +41,6 @@ class WorkflowScheduler(rq_scheduler.Scheduler):  # type: ignore[misc]
         found: dict[str, Any] = job.to_dict()
         return found
 
-    def acquire_lock(self) -> bool:
-        """Nobody waits: the script that fires knows what has been fired."""
-        return True
-
-    def remove_lock(self) -> None:
-        """There is none."""
-
-    def enqueue_jobs(self) -> list[Any]:
-        """Nothing is put into rq's queues."""
-        return []
-
 
 class _JsonJob(Job):
     def __init__(self, *args: Any, **more: Any) -> None:
