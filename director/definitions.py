@@ -97,9 +97,9 @@ class Definitions:
         for source in self.project.sources.values():
             scheme = signing.scheme(source.scheme)
             texts = [
-                f"{variable} is not {scheme.secret_encoding}, so it never matches"
+                f"{variable} {wrong}"
                 for variable, secret in zip(source.secrets, self.secrets(source), strict=True)
-                if secret and not signing.usable(scheme, secret)
+                if secret and (wrong := signing.secret_problem(scheme, secret))
             ]
             if not self.is_open(source):
                 texts.append(f"is closed: set {' or '.join(source.secrets)} in the environment or .env")

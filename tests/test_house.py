@@ -9,8 +9,9 @@ ROOT = Path(__file__).parent.parent / "director"
 # From the ground up: a module imports only what stands before it (a folder counts as one).
 FLOORS = [
     "errors states log models settings",
-    "plan messages triggers access yamltree schemas",
-    "signing scope schedules",
+    "plan messages triggers access yamltree schemas documents",
+    "schemes scope schedules",
+    "signing",
     "grammar",
     "definitions registry",
     "store",
@@ -34,6 +35,7 @@ HOMES = {
     "uvicorn": {"web"},
     "httptools": {"web"},
     "yaml": {"yamltree"},
+    "cryptography": {"signing"},
     "jsonschema": {"schemas"},
     "referencing": {"schemas"},
     "jmespath": {"triggers"},
