@@ -87,10 +87,16 @@ def verify(scheme: Scheme, secrets: Sequence[str | None], request: SignedRequest
         return Verdict(False, "malformed_signature", detail="the request cannot be read")
 
 
-def claims(scheme: Scheme, headers: Sequence[tuple[Any, Any]]) -> tuple[str, str]:
-    """Return the delivery id and event that headers claim, of a refused request: nobody vouches for them."""
-    found = _headers(scheme, headers)
-    identity, event = (found.get(name, [""])[0] for name in (scheme.id_header, scheme.event_header))
+def claims(scheme: Scheme, request: SignedRequest, *, reads_body: bool = True) -> tuple[str, str]:
+    """Return the delivery id and event that a request claims, whoever sent it; "" for what it does not say."""
+    headers = _headers(scheme, request.headers)
+    identity, event = (headers.get(name, [""])[0] for name in (scheme.id_header, scheme.event_header))
+    if reads_body and (scheme.id_json or scheme.event_json or scheme.event_keys):
+        document = _document(request)
+        identity = _pointed(document, scheme.id_json) if scheme.id_json else identity
+        event = _pointed(document, scheme.event_json) if scheme.event_json else event
+        if scheme.event_keys and isinstance(document, Mapping):
+            event = next((key for key in scheme.event_keys if key in document), "")
     return _bounded(identity), _bounded(event, " ")
 
 
@@ -133,16 +139,10 @@ def _verify(scheme: Scheme, secrets: Sequence[str | None], request: SignedReques
             text = f"the timestamp is {abs(age):.0f} s {'older' if age > 0 else 'newer'} than this machine's clock"
             detail = f"{text}; the tolerance is {scheme.tolerance:g} s"
             return Verdict(False, "stale" if age > 0 else "future", detail=detail)
-    event = headers.get(scheme.event_header, [""])[0]
-    if scheme.id_json or scheme.event_json or scheme.event_keys:
-        document = _document(request)
-        identity = _pointed(document, scheme.id_json) if scheme.id_json else identity
-        event = _pointed(document, scheme.event_json) if scheme.event_json else event
-        if scheme.event_keys and isinstance(document, Mapping):
-            event = next((key for key in scheme.event_keys if key in document), "")
+    identity, event = claims(scheme, request)
     if not identity and scheme.timed:
         identity = hashlib.sha256(timestamp.encode() + b"." + request.body).hexdigest()[:32]
-    return Verdict(True, "ok", _bounded(identity), _bounded(event, " "), matched)
+    return Verdict(True, "ok", identity, event, matched)
 
 
 def sign(scheme: Scheme, secret: str, request: SignedRequest, *, now: float) -> list[tuple[str, str]]:
