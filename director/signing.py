@@ -89,7 +89,12 @@ def verify(scheme: Scheme, secrets: Sequence[str | None], request: SignedRequest
 
 def claims(scheme: Scheme, request: SignedRequest, *, reads_body: bool = True) -> tuple[str, str]:
     """Return the delivery id and event that a request claims, whoever sent it; "" for what it does not say."""
-    headers = _headers(scheme, request.headers)
+    return _claims(scheme, request, _headers(scheme, request.headers), reads_body)
+
+
+def _claims(
+    scheme: Scheme, request: SignedRequest, headers: Mapping[str, list[str]], reads_body: bool
+) -> tuple[str, str]:
     identity, event = (headers.get(name, [""])[0] for name in (scheme.id_header, scheme.event_header))
     if reads_body and (scheme.id_json or scheme.event_json or scheme.event_keys):
         document = _document(request)
@@ -139,7 +144,7 @@ def _verify(scheme: Scheme, secrets: Sequence[str | None], request: SignedReques
             text = f"the timestamp is {abs(age):.0f} s {'older' if age > 0 else 'newer'} than this machine's clock"
             detail = f"{text}; the tolerance is {scheme.tolerance:g} s"
             return Verdict(False, "stale" if age > 0 else "future", detail=detail)
-    identity, event = claims(scheme, request)
+    identity, event = _claims(scheme, request, headers, True)
     if not identity and scheme.timed:
         identity = hashlib.sha256(timestamp.encode() + b"." + request.body).hexdigest()[:32]
     return Verdict(True, "ok", identity, event, matched)

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any
 import httpx
 import msgspec
 
+from director.engine import new_token
+from director.models import FullRun, TaskError
 from director.settings import Settings
+from director.signing import SignedRequest, scheme, sign
 from director.store.base import Outcome, Ref, Store
 from director.web.app import create_app
 from director.web.server import Server
@@ -107,6 +111,37 @@ class Web:
                 ref = Ref(run_id=run_id, number=task.number)
                 store.do(store.begin(ref, f"t{task.number}", "boot.1"))
                 store.do(store.finish(ref, f"t{task.number}", Outcome(result=b"1"), "boot.1"))
+
+    def fail(self, run_id: str, key: str) -> None:
+        """Play the worker until a task run has failed; what comes before it succeeds with 1."""
+        store, outcome = self.store, Outcome(error=TaskError(type="ValueError", message="boom"))
+        while True:
+            run, _ = store.do(store.get(run_id))
+            task = next(task for task in run.tasks if task.status == "queued")
+            ref, token = Ref(run_id=run_id, number=task.number), new_token()
+            store.do(store.begin(ref, token, "boot.1"))
+            store.do(store.finish(ref, token, outcome if task.key == key else Outcome(result=b"1"), "boot.1"))
+            if task.key == key:
+                return
+
+    def run(self, run_id: str) -> FullRun:
+        """Return all of a run."""
+        return self.store.do(self.store.get(run_id))[0]
+
+    def send(self, source: str, secret: str, body: bytes, **headers: str) -> httpx.Response:
+        """Send a body signed as the source's scheme says; `headers` as in `hook`."""
+        made = scheme(self.service.definitions.source(source).scheme)
+        given = {"content-type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        request = SignedRequest("POST", f"{self.client.base_url}/hooks/{source}", list(given.items()), body)
+        signed = sign(made, secret, request, now=time.time())
+        return self.client.post(f"/hooks/{source}", content=body, headers=[*given.items(), *signed])
+
+    def inbox(self, **which: str) -> list[dict[str, Any]]:
+        """Return what the inbox lists, newest first."""
+        answer = self.client.get("/deliveries", params=which)
+        assert answer.status_code == 200, answer.text
+        found: list[dict[str, Any]] = answer.json()["deliveries"]
+        return found
 
 
 def signature(body: bytes, secret: str = SECRET) -> str:

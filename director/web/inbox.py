@@ -22,7 +22,8 @@ GATHER_S = 0.05
 RETRY_S = 1.0
 MAX_BODY_BYTES = 64 << 10
 BATCH = 100
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = 128 << 10
+"""Ten times as much at once costs Redis a third more for each, and what is asked meanwhile waits longer."""
 Pending = deque[tuple[Delivery, bytes | None]]
 
 logger = log.get("director.inbox")

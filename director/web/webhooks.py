@@ -263,6 +263,8 @@ class Webhooks:
 
     def _refuse(self, taking: _Taking, status: int, exc: Exception) -> None:
         """Say in inbox and log why; neither quotes a body that nobody vouches for, the log none at all."""
+        if status == 405:
+            return
         taking.verdict = VERDICTS.get(status, "refused" if status < 500 else "unavailable")
         if taking.secret is not None and status == 404:
             taking.verdict = "refused"
