@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 import threading
@@ -24,7 +25,8 @@ MAX_MESSAGE_BYTES = 16 << 20
 """Over the largest body, however it is cut into chunks."""
 MESSAGE_S = 40.0
 """For a whole request; the handlers give up on a body after 30 s, and answer."""
-MAX_CONNECTIONS = 1000
+MAX_CONNECTIONS = 4000
+"""A burst of a thousand copies of one delivery is answered."""
 THREADS_START_S = 60.0
 """Within it, threads that the process needs have started, or have died before anybody saw them."""
 _HOP_BY_HOP = (b"connection", b"upgrade", b"http2-settings")
@@ -156,6 +158,10 @@ class Server:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = MAX_CONNECTIONS + 256
+        if soft < wanted:  # often 1,024
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
         self._server.run(sockets=[listener])
         return self._status
 

@@ -19,7 +19,7 @@ from director.store import open_store
 from director.store.base import Described, Started, Store
 
 T = TypeVar("T")
-BACKLOG = 1000
+BACKLOG = 4000
 LONG_CHECK_BYTES = 16_384
 
 
