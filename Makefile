@@ -40,6 +40,7 @@ bench: .venv/ready-dev
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.ingress
+	$(BIN)/python -m bench.hostile
 	$(BIN)/python -m bench.backlog
 	$(BIN)/python -m bench.schedules
 

@@ -31,6 +31,20 @@ sources: {github: {secret: $GITHUB_WEBHOOK_SECRET}}
 """
 
 
+def many() -> str:
+    """Return twenty sources and fifty triggers; five listen to the one that sends, and one of these wants it."""
+    kinds = ("github", "slack", "stripe", "paddle")
+    others = [f"  s{n}: {{scheme: {kinds[n % 4]}, secret: $GITHUB_WEBHOOK_SECRET}}" for n in range(19)]
+    flows = []
+    for n in range(49):
+        source = "github" if n < 4 else f"s{n % 19}"
+        triggers = f"[{{source: {source}, event: push, when: \"ref == 'refs/tags/{n}'\"}}]"
+        flows.append(f"w{n}: {{tasks: [NOOP], triggers: {triggers}}}")
+    return "\n".join(
+        [WORKFLOW.rstrip().replace("sources: {", "sources:\n  ").removesuffix("}"), *others, *flows, ""]
+    )
+
+
 def body() -> bytes:
     """Return a push of about 8 KB."""
     commits = [{"id": f"{n:040x}", "message": "change " * 20, "author": {"name": "n"}} for n in range(32)]
@@ -137,9 +151,15 @@ def main() -> None:
             "GITHUB_WEBHOOK_SECRET": SECRET,
         }
         client = harness.client(url)
+        crowded = home / "crowded"
+        (crowded / "workflows").mkdir(parents=True)
+        (crowded / "workflows" / "bench.yml").write_text(many())
+        web, quiet = [sys.executable, "-m", "director", "web"], {"DIRECTOR_LOG_LEVEL": "WARNING"}
         commands = {
-            "director": ([sys.executable, "-m", "director", "web"], {"DIRECTOR_LOG_LEVEL": "WARNING"}),
-            "director, a log line each": ([sys.executable, "-m", "director", "web"], {}),
+            "director": (web, quiet),
+            "director, one source": (web, quiet),  # the same once more: what the machine's noise is worth
+            "20 sources, 50 triggers": (web, {**quiet, "DIRECTOR_HOME": str(crowded)}),
+            "director, a log line each": (web, {}),
             "bare Litestar": ([sys.executable, "-m", "bench.web_rival"], {}),
         }
         for connections in map(int, options.connections.split(",")):
@@ -147,7 +167,7 @@ def main() -> None:
             for _ in range(options.rounds):
                 for name, (command, more) in commands.items():
                     client.flushall()
-                    rows[name].append(measure(command, connections, options.seconds, **env, **more))
+                    rows[name].append(measure(command, connections, options.seconds, **env | more))
             harness.table(
                 f"Signed deliveries, {connections} connections", "1/s", rows, "director", more_is_better=True
             )
