@@ -294,7 +294,7 @@ def _key(scheme: Scheme, secret: str) -> bytes | None:
         text = text.removeprefix("whsk_")  # Standard Webhooks' private key: seed and public key
     try:
         if scheme.secret_encoding == "base64":
-            key = base64.b64decode(text, validate=True)
+            key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)  # SDKs take it unpadded
         else:
             key = bytes.fromhex(text) if scheme.secret_encoding == "hex" else text.encode()
     except ValueError:

@@ -174,6 +174,11 @@ def test_stripes_secret_is_text_and_standards_is_base64():
     assert check("standard", signed("standard"), secrets=["whsec_not base64!"]).reason == "bad_signature"
 
 
+def test_a_base64_secret_may_lack_its_padding():
+    assert check("standard", signed("standard"), secrets=[WHSEC.rstrip("=")]).ok
+    assert secret_problem(scheme("standard"), WHSEC.rstrip("=")) is None
+
+
 def test_names_of_a_delivery():
     request = signed("github")
     named = [("X-GitHub-Delivery", "72d3162e"), ("X-GitHub-Event", "push")]
