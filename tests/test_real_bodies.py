@@ -10,9 +10,10 @@ from urllib.parse import urlencode
 import pytest
 import stripe
 from slack_sdk.signature import SignatureVerifier
+from square.utils.webhooks_helper import verify_signature as square
 
 from director.definitions import load
-from director.signing import SignedRequest, scheme, verify
+from director.signing import SignedRequest, scheme, sign, verify
 from director.triggers import Router
 from director.web.bodies import decode
 from tests.web_fixtures import SECRET, serving, settings_for, signature
@@ -81,7 +82,11 @@ weather:
       event: /weather
       when: team_id == 'T0001'
       payload: {place: text, by: user_name, reply: response_url}
+paid:
+  tasks: [ONE]
+  triggers: [{source: square, event: payment.updated, payload: {amount: data.object.payment.amount_money.amount}}]
 sources:
+  square: {secret: $SQUARE_KEY}
   github: {secret: $GITHUB_WEBHOOK_SECRET}
   billing: {scheme: stripe, secret: $STRIPE_SECRET_OLD}
   slack: {secret: $SLACK_SIGNING_SECRET}
@@ -251,3 +256,20 @@ def test_a_body_that_was_changed_on_the_way_is_refused(web, name):
     form = "urlencoded" in headers["Content-Type"]
     changed = body.replace(b"Steve", b"Steven") if form else json.dumps(json.loads(body), indent=1).encode()
     assert web.client.post(f"/hooks/{source}", content=changed, headers=headers).status_code == 401
+
+
+def test_what_square_signs_is_its_address_too(tmp_path):
+    """Given a proxy before the service, then it is DIRECTOR_PUBLIC_URL that the sender has signed."""
+    url = "https://director.example.com/hooks/square?from=square"
+    payment = {"amount_money": {"amount": 100, "currency": "EUR"}, "note": "Café"}
+    body = json.dumps({"type": "payment.updated", "event_id": "e-1", "data": {"object": {"payment": payment}}})
+    (name, text), *_ = sign(scheme("square"), "key", SignedRequest("POST", url, [], body.encode()), now=0)
+    assert square(request_body=body, signature_header=text, signature_key="key", notification_url=url)
+    (tmp_path / "workflows").mkdir()
+    (tmp_path / "workflows" / "all.yml").write_text(WORKFLOWS)
+    public = {"SQUARE_KEY": "key", "DIRECTOR_PUBLIC_URL": "https://director.example.com"}
+    headers = {name: text, "Content-Type": "application/json"}
+    with serving(settings_for(tmp_path, **public)) as web:
+        answer = web.client.post("/hooks/square?from=square", content=body.encode(), headers=headers)
+        assert (answer.status_code, answer.json()["delivery"]) == (202, "e-1")
+        assert web.client.post("/hooks/square", content=body.encode(), headers=headers).status_code == 401
