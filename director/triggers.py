@@ -14,6 +14,7 @@ from director.models import Trigger, Workflow
 MAX_EXPRESSION = 4096
 LATEST = "latest"
 _COMPARATORS = ("eq", "ne", "lt", "lte", "gt", "gte")
+_PATHS = ("subexpression", "filter_projection", "value_projection", "flatten")
 _WORDS = {"and": "&&", "or": "||", "not": "!"}
 
 
@@ -163,7 +164,18 @@ def check_expression(text: str) -> str | None:
         pass  # there is nothing in an empty body
     except (ValueError, RecursionError) as exc:
         return slip or f"not JMESPath: {(str(exc).splitlines() or ['it does not parse'])[0]}"
-    return slip
+    return slip or _negated(_compiled(text).parsed)
+
+
+def _negated(tree: dict[str, Any]) -> str | None:
+    """Look for a path that starts from a negation: `!` binds closer than a dot does, and false has no fields."""
+    nodes = [tree]
+    while nodes:
+        node = nodes.pop()
+        nodes += [child for child in node["children"] if isinstance(child, dict)]  # a slice has numbers
+        if node["type"] in _PATHS and node["children"][0]["type"] == "not_expression":
+            return "write !(a.b) for !a.b, which is (!a).b"
+    return None
 
 
 def _slip(tokens: list[dict[str, Any]]) -> str | None:

@@ -817,6 +817,7 @@ def test_a_folder_that_cannot_be_read_keeps_what_it_held(tmp_path: Path, monkeyp
 GOOD_EXPRESSIONS = (
     *("ref == 'refs/heads/main' && !deleted", "\"a-b\" == 'x'", "a.\"b\" == 'c'", "x == `3`", "a == `true`"),
     *("contains(a, 'b')", "length(commits) > `0`", "sort_by(a, &b)", "[?a == 'b'].c | [0]", "@", "x.and", "and"),
+    *("!(a.b)", "!a[0]", "!a && b", "!contains(a.b, 'c')", "!a | [0]", "a[1:]"),
 )
 BAD_EXPRESSIONS = {
     'ref == "refs/heads/main"': "write 'refs/heads/main' for a text",
@@ -827,6 +828,9 @@ BAD_EXPRESSIONS = {
     "a and b": "write && for and",
     "not a": "write ! for not",
     "a = b": "write == to compare",
+    "!a.b && c": "write !(a.b)",
+    "x[?!a.b]": "write !(a.b)",
+    "a == `1` || !b[].c": "write !(a.b)",
     "foo(a)": "foo()",
     "length(a, b)": "length()",
     "&a": "a reference",

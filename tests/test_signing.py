@@ -1,13 +1,10 @@
-"""Signatures: what is accepted, what is refused and why, for every preset and the vendors' own signers."""
+"""Signatures: what is accepted, what is refused and why, for every preset and schemes beside them."""
 
 import base64
 import json
-import time
 from pathlib import Path
 
 import pytest
-import standardwebhooks
-import stripe
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -174,6 +171,19 @@ def test_stripes_secret_is_text_and_standards_is_base64():
     assert check("standard", signed("standard"), secrets=["whsec_not base64!"]).reason == "bad_signature"
 
 
+def test_a_base64_secret_may_lack_its_padding():
+    assert check("standard", signed("standard"), secrets=[WHSEC.rstrip("=")]).ok
+    assert secret_problem(scheme("standard"), WHSEC.rstrip("=")) is None
+
+
+@pytest.mark.parametrize("secret", ["pässword", "trailing ", "two\nlines", "\udcff"])
+def test_a_token_that_no_header_can_hold_is_named(secret):
+    assert "not printable ASCII without spaces around it" in secret_problem(scheme("token"), secret)
+    assert check("token", signed("token"), secrets=[secret]).reason == "bad_signature"
+    with pytest.raises(ValueError, match="not printable ASCII"):
+        signed("token", secret=secret)
+
+
 def test_names_of_a_delivery():
     request = signed("github")
     named = [("X-GitHub-Delivery", "72d3162e"), ("X-GitHub-Event", "push")]
@@ -201,31 +211,6 @@ def test_a_real_push_signed_by_octokit():
     assert check("github", request, secrets=[recorded["secret"]]).ok
 
 
-def test_stripes_own_signer_and_verifier():
-    now = int(time.time())
-    mac = stripe.WebhookSignature._compute_signature(f"{now}.{BODY.decode()}", "whsec_text")
-    request = SignedRequest("POST", "/", [("Stripe-Signature", f"t={now},v0=00,v1={'0' * 64},v1={mac}")], BODY)
-    assert check("stripe", request, now=now).ok
-    ours = dict(signed("stripe", now=now).headers)["Stripe-Signature"]
-    assert stripe.WebhookSignature.verify_header(BODY.decode(), ours, "whsec_text", 300)
-
-
-def test_standard_webhooks_own_signer_and_verifier():
-    from datetime import UTC, datetime
-
-    sdk = standardwebhooks.Webhook(WHSEC)
-    now = int(time.time())
-    text = sdk.sign("msg_1", datetime.fromtimestamp(now, UTC), BODY.decode())
-    for names in (
-        ("webhook-id", "webhook-timestamp", "webhook-signature"),
-        ("svix-id", "svix-timestamp", "svix-signature"),
-    ):
-        headers = list(zip(names, ("msg_1", str(now), f"v2,zzz {text}"), strict=True))
-        verdict = check("standard", SignedRequest("POST", "/", headers, BODY), now=now)
-        assert (verdict.ok, verdict.id, verdict.event) == (True, "msg_1", "invoice.paid")
-    assert sdk.verify(BODY, dict(signed("standard", now=now).headers))["id"] == "evt_1"
-
-
 @pytest.mark.parametrize(
     ("given_scheme", "key", "words"),
     [
@@ -251,24 +236,6 @@ def test_an_unusable_scheme_says_what_is_wrong(given_scheme, key, words):
         scheme(given_scheme)
     assert key in {name for name, _ in caught.value.problems}
     assert words in str(caught.value)
-
-
-TEXT = st.text(max_size=40) | st.binary(max_size=40)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    name=st.sampled_from(list(SCHEMES)),
-    value=TEXT,
-    other=TEXT,
-    body=st.binary(max_size=60),
-    secrets=st.lists(st.none() | st.text(max_size=10), max_size=3),
-    now=st.floats(allow_nan=True, allow_infinity=True),
-)
-def test_verify_never_raises(name, value, other, body, secrets, now):
-    made = SCHEMES[name]
-    headers = [(made.header, value), (made.timestamp_header or "X", other), (made.id_header or "Y", other)]
-    assert not verify(made, secrets, SignedRequest("POST", "/", headers, body), now=now).ok or secrets
 
 
 @settings(max_examples=150, deadline=None)
