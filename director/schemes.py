@@ -31,10 +31,11 @@ class SchemeError(ValueError):
 
 Header = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$", description="a header's name")]
 Pointer = Annotated[str, Meta(pattern="^(/|$)", description="a JSON pointer such as /id")]
-Pointers = Annotated[
-    Pointer | tuple[Pointer, ...], Meta(description="a JSON pointer such as /id, or a list of them")
-]
-"""Into the body, a form's fields too; the first that leads to a text or a number counts."""
+Pointers = Annotated[str | tuple[str, ...], Meta(description="a JSON pointer such as /id, or a list of them")]
+"""Into the body, a form's fields too; the first that leads to a text or a number counts.
+
+msgspec 0.22 corrupts memory over a text with a pattern beside a tuple: `_problems` looks at them.
+"""
 
 
 Handshake = Literal[
@@ -122,8 +123,13 @@ def _problems(made: Scheme) -> list[tuple[str, str]]:
     content = set(FIELD.findall(made.signed_content))
     times = (made.timestamp_header, made.timestamp_element, made.timestamp_json)
     where = next((name for name in ("timestamp_header", "timestamp_element") if getattr(made, name)), "")
+    found: list[tuple[str, str]] = []
     unknown = "is not known; there are body, timestamp, id, method, path, url"
-    found = [("signed_content", f"{name} {unknown}") for name in sorted(content.difference(FIELDS))]
+    for key in ("id_json", "event_json"):
+        given = getattr(made, key)
+        if not all(not one or one.startswith("/") for one in ([given] if isinstance(given, str) else given)):
+            found.append((key, f"{quote(key)}: expected a JSON pointer such as /id, or a list of them"))
+    found += [("signed_content", f"{name} {unknown}") for name in sorted(content.difference(FIELDS))]
     checks = (
         ("header", not made.header, '"header" is missing: the name of the header that holds the signature'),
         ("signed_content", "{body}" not in content and made.type != "token", "the signature must cover {body}"),

@@ -896,3 +896,32 @@ def test_retention_is_laid_over_the_default_key_by_key(tmp_path: Path, given: st
     project = load(tmp_path, tasks=TASKS)
     assert project.problems == ()
     assert project.workflows["A"].retention == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{secret: $OK, redelivery: relaunch}", []),
+        ("{secret: $OK, redelivery: always}", ["redelivery must be ignore or relaunch"]),
+        ("{secret: $OK, redelivery: [relaunch]}", ["redelivery must be a text"]),
+        ("{scheme: meta, secret: $OK, verify_token: $TOKEN}", []),
+        (
+            "{scheme: meta, secret: $OK, verify_token: hunter2}",
+            ["secrets come from the environment; write $NAME, not the secret itself"],
+        ),
+        ("{secret: $OK, event_json: [/type, kind]}", ['"event_json": expected a JSON pointer such as /id, or a list of them']),
+        ("{secret: $OK, id_json: [/id, /ident]}", []),
+    ],
+)  # fmt: skip
+def test_what_a_source_says_beside_its_scheme(tmp_path: Path, source: str, expected: list[str]) -> None:
+    project = read(tmp_path, f"sources:\n  github: {source}\n")
+    assert [problem.text.partition(": ")[2] for problem in project.problems] == expected
+    assert "hunter2" not in str(project.problems)
+    assert list(project.sources) == ([] if expected else ["github"])
+
+
+def test_a_trigger_that_relaunches_has_no_payload(tmp_path: Path) -> None:
+    trigger = "{source: github, relaunch: text, payload: {a: b}}"
+    project = read(tmp_path, f"{SOURCES}A: {{tasks: [LOAD], triggers: {trigger}}}\n")
+    (problem,) = project.problems
+    assert problem.text == "A: a trigger that relaunches has no payload: the run keeps its own"
