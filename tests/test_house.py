@@ -14,7 +14,7 @@ FLOORS = [
     "grammar",
     "definitions registry",
     "store",
-    "engine",
+    "engine tokens",
     "execution broker scheduler",
     "parent loop transport",
     "worker",
