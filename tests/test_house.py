@@ -22,6 +22,7 @@ FLOORS = [
     "web",
     "deliver supervisor render",
     "host doctor",
+    "command",
     "cli",
 ]
 HOMES = {
@@ -38,7 +39,7 @@ HOMES = {
     "referencing": {"schemas"},
     "jmespath": {"triggers"},
     "structlog": {"log"},
-    "click": {"cli"},
+    "click": {"cli", "command"},
     "rich": {"render"},
     "dotenv": {"settings"},
     "uuid_utils": {"engine"},
