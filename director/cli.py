@@ -13,7 +13,7 @@ from typing import Any
 import click
 import msgspec
 
-from director import __version__, deliver, log, render, supervisor
+from director import __version__, cli_tokens, deliver, log, render, supervisor
 from director.command import Context, as_json
 from director.command import print_result as _print
 from director.command import table as _table
@@ -322,6 +322,7 @@ def cancel(context: Context, run: str, json_: bool) -> None:
 for group in (runs, workflow):
     group.add_command(relaunch)
     group.add_command(cancel)
+cli.add_command(cli_tokens.group)
 
 
 # Sources -----------------------------------------------------------------------------------------

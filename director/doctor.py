@@ -374,9 +374,7 @@ def of_settings(settings: Settings) -> Iterator[Finding]:
     if reason := refusal(settings):
         yield fix("access", reason)
     else:
-        kind = (
-            "with a token" if settings.token else "with access tokens; while there is none, for this machine only"
-        )
+        kind = f"with a token{'' if settings.token else '; while there is none, for this machine only'}"
         yield ok("access", f"{settings.host}:{settings.port} {kind}")
     for warning in settings.warnings:
         yield note("settings", warning)

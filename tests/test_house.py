@@ -23,6 +23,7 @@ FLOORS = [
     "deliver supervisor render",
     "host doctor",
     "command",
+    "cli_tokens",
     "cli",
 ]
 HOMES = {
@@ -39,7 +40,7 @@ HOMES = {
     "referencing": {"schemas"},
     "jmespath": {"triggers"},
     "structlog": {"log"},
-    "click": {"cli", "command"},
+    "click": {"cli", "cli_tokens", "command"},
     "rich": {"render"},
     "dotenv": {"settings"},
     "uuid_utils": {"engine"},
