@@ -94,8 +94,6 @@ def check(context: Context, json_: bool) -> int:
     lines += [_placed(warning, settings.home) for warning in settings.warnings]
     shown = {"problems": lines, "workflows": list(project.workflows), "tasks": list(found.tasks)}
     _print(json_, shown, lines)
-    for note in project.notes:
-        click.echo(note, err=True)
     counts = {"workflow": project.workflows, "task": found.tasks, "source": project.sources, "problem": lines}
     texts = [f"{len(things) or 'no'} {word}{'s' * (len(things) != 1)}" for word, things in counts.items()]
     click.echo(f"{settings.home}: {', '.join(texts[:-1])}: {texts[-1]}", err=True)

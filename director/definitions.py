@@ -13,18 +13,20 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from director import schemas, signing, yamltree
 from director.errors import DefinitionError, InvalidPayload, NotFound
-from director.grammar import File, Reading
+from director.grammar import BUILT_IN_SOURCE, File, Reading
 from director.models import Problem, Project, Source, Workflow
 from director.scope import is_null
 from director.yamltree import Map, did_you_mean, quote
 
 MAX_FILE_BYTES = 1 << 20
+BUILT_IN = Source(name=BUILT_IN_SOURCE, scheme="standard", secrets=("DIRECTOR_WEBHOOK_SECRET",))
+"""The source of one's own programs: its bodies name the workflow to start, or the run to relaunch."""
 Stamp = tuple[tuple[str, int, int], ...]
 Tasks = Mapping[str, str] | None
 """Registered task → module file; None when `tasks/` was not imported: names are not checked."""
@@ -83,9 +85,26 @@ class Definitions:
         hint = did_you_mean(name, project.workflows)
         raise NotFound(f"No workflow is named {quote(name)}." + (f" {hint[0].upper()}{hint[1:]}" if hint else ""))
 
+    def source(self, name: str) -> Source:
+        """Return a source, the built-in one too. Raises NotFound."""
+        if name == BUILT_IN.name or name in self.project.sources:
+            return self.project.sources.get(name, BUILT_IN)
+        hint = (
+            did_you_mean(name, self.project.sources) or f"there are: {', '.join(self.project.sources) or 'none'}"
+        )
+        raise NotFound(f"No source is named {quote(name)}; {hint}.")
+
+    def known_sources(self) -> list[Source]:
+        """Return the sources of the files, and the built-in one once its secret is set."""
+        return [*self.project.sources.values(), *([BUILT_IN] if self.is_open(BUILT_IN) else [])]
+
+    def values(self, variables: Sequence[str]) -> list[str]:
+        """Return what variables hold, "" for each that is not set."""
+        return [self.environ.get(variable, "").strip() for variable in variables]
+
     def secrets(self, source: Source) -> list[str]:
         """Return a source's secrets, "" for each that is not set."""
-        return [self.environ.get(variable, "").strip() for variable in source.secrets]
+        return self.values(source.secrets)
 
     def is_open(self, source: Source) -> bool:
         """Return whether one of a source's secrets is set; else it refuses everything."""
@@ -94,18 +113,19 @@ class Definitions:
     def source_problems(self) -> list[Problem]:
         """Return what is wrong with the secrets of sources: none is set, or one can never match."""
         found = []
-        for source in self.project.sources.values():
+        for source in self.known_sources():
             scheme = signing.scheme(source.scheme)
             texts = [
-                f"{variable} is not {scheme.secret_encoding}, so it never matches"
+                f"{variable} {wrong}"
                 for variable, secret in zip(source.secrets, self.secrets(source), strict=True)
-                if secret and not signing.usable(scheme, secret)
+                if secret and (wrong := signing.secret_problem(scheme, secret))
             ]
             if not self.is_open(source):
                 texts.append(f"is closed: set {' or '.join(source.secrets)} in the environment or .env")
             for said in texts:
                 text = f"source {quote(source.name)} {said}"
-                found.append(Problem(file=source.file, line=source.line, column=source.column, text=text))
+                file = source.file or "environment"
+                found.append(Problem(file=file, line=source.line, column=source.column, text=text))
         return found
 
 

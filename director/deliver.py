@@ -1,4 +1,4 @@
-"""Deliveries made here: signed for sending, or played without starting anything."""
+"""Deliveries made here: signed for sending, played without starting anything, played again."""
 
 from __future__ import annotations
 
@@ -10,40 +10,48 @@ from typing import Any
 
 import msgspec
 
+from director import deliveries, documents
 from director.definitions import Definitions, check_payload
-from director.errors import DirectorError, InvalidPayload, NotFound
-from director.models import Source
+from director.engine import Engine
+from director.errors import DirectorError, InvalidPayload
+from director.models import Delivery
 from director.settings import Settings
-from director.signing import SignedRequest, scheme, sign, verify
+from director.signing import SignedRequest, claims, scheme, sign
+from director.store.base import Store
 from director.triggers import Router
 
-PROBE = "cHJvYmU="
-"""A secret that every scheme can read."""
 
+def signed(
+    settings: Settings, definitions: Definitions, name: str, file: Path, event: str, key: str | None = None
+) -> SignedRequest:
+    """Return a request that the source's endpoint accepts, with a fresh delivery id.
 
-def _source(definitions: Definitions, name: str) -> Source:
-    source = definitions.project.sources.get(name)
-    if source is None:
-        known = ", ".join(definitions.project.sources) or "none"
-        raise NotFound(f'No source is named "{name}"; there are: {known}.')
-    return source
-
-
-def signed(settings: Settings, definitions: Definitions, name: str, file: Path, event: str) -> SignedRequest:
-    """Return a request that the source's endpoint accepts, with a fresh delivery id."""
-    source = _source(definitions, name)
+    `key`: a variable that holds what to sign with instead of the source's secret: Ed25519's private key.
+    """
+    source = definitions.source(name)
     made = scheme(source.scheme)
-    secret = next(filter(None, definitions.secrets(source)), None)
+    variables = (key,) if key else source.secrets
+    secret = next(filter(None, definitions.values(variables)), None)
     if secret is None:
-        raise DirectorError(f'Source "{name}" has no secret: set {" or ".join(source.secrets)}.')
-    headers = [("Content-Type", "application/json")]
+        raise DirectorError(f'Source "{name}" has no secret: set {" or ".join(variables)}.')
+    if made.type == "ed25519" and not key and not secret.startswith("whsk_"):
+        raise DirectorError(
+            f'Source "{name}" holds a public key, which signs nothing; --key names the variable of a private one.'
+        )
+    body = file.read_bytes()
+    headers = [("Content-Type", _content_type(body))]
     headers += [(made.event_header, event)] if made.event_header else []
     headers += [(made.id_header, str(uuid.uuid4()))] if made.id_header else []
-    request = SignedRequest("POST", f"{settings.local_url}/hooks/{name}", headers, file.read_bytes())
+    request = SignedRequest("POST", f"{settings.local_url}/hooks/{name}", headers, body)
     try:
         return msgspec.structs.replace(request, headers=[*headers, *sign(made, secret, request, now=time.time())])
     except ValueError as exc:
         raise DirectorError(f'Source "{name}" cannot sign: {exc}.') from None
+
+
+def _content_type(body: bytes) -> str:
+    """Return JSON, or a form for what is `name=value`, as Slack's commands are."""
+    return documents.FORM if body.lstrip()[:1] not in (b"{", b"[", b'"') and b"=" in body else "application/json"
 
 
 def curl_line(request: SignedRequest, file: Path) -> str:
@@ -68,23 +76,56 @@ def send(request: SignedRequest) -> tuple[int, str]:
 
 
 def dry_run(definitions: Definitions, name: str, file: Path, event: str | None) -> dict[str, Any]:
-    """Return what a body would start, with which payload, and why the others would not."""
-    made = scheme(_source(definitions, name).scheme)
+    """Return what a body would start or relaunch, and why the other workflows would not."""
+    made, body = scheme(definitions.source(name).scheme), file.read_bytes()
+    kind = _content_type(body)
     try:
-        body = msgspec.json.decode(file.read_bytes())
-    except (ValueError, RecursionError) as exc:
-        raise DirectorError(f"{file} is not valid JSON: {exc}.") from None
+        document = documents.decode(kind, body)
+    except ValueError as exc:
+        raise DirectorError(f"{file}: {exc}") from None
     if event is None:
-        request = SignedRequest("POST", "/", [], file.read_bytes())
-        probe = msgspec.structs.replace(request, headers=sign(made, PROBE, request, now=0))
-        event = verify(made, [PROBE], probe, now=0).event or "push"
-    routing = Router(definitions.project.workflows.values()).route(name, event, body)
+        event = claims(made, SignedRequest("POST", "/", [("Content-Type", kind)], body))[1] or "push"
+    router = Router(definitions.project.workflows.values())
+    routing = deliveries.route(definitions, router, name, event, document)
     starts: list[dict[str, Any]] = []
+    relaunches: list[dict[str, Any]] = []
     others = [{"workflow": workflow, "reason": reason} for workflow, reason in routing.reasons]
     for match in routing.matches:
-        name = match.workflow.name
+        if match.relaunch is not None or match.workflow is None:
+            workflow = match.workflow.name if match.workflow else None
+            relaunches.append({"workflow": workflow, "run": match.relaunch, "from": match.origin})
+            continue
         try:
-            starts.append({"workflow": name, "payload": check_payload(match.workflow, match.payload)})
+            payload = check_payload(match.workflow, dict(match.payload))
+            starts.append({"workflow": match.workflow.name, "payload": payload})
         except InvalidPayload as exc:
-            others.append({"workflow": name, "reason": str(exc)})
-    return {"event": event, "starts": starts, "others": others}
+            others.append({"workflow": match.workflow.name, "reason": str(exc)})
+    return {"event": event, "starts": starts, "relaunches": relaunches, "others": others}
+
+
+def replay(
+    store: Store, engine: Engine, definitions: Definitions, entry: Delivery, body: bytes | None
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Do what a delivery wants, as if it were new; return (workflow, run) and (workflow, reason) of the others.
+
+    Raises:
+        Conflict: nobody vouches for it, or its body is not kept.
+    """
+    document = deliveries.replayed(entry, body)
+    router = Router(definitions.project.workflows.values())
+    routing = deliveries.route(definitions, router, entry.source, entry.event, document)
+    trigger = {"kind": "webhook", "source": entry.source, "event": entry.event, "delivery": entry.delivery}
+    done, others, comment = [], list(routing.reasons), f"replay of delivery {entry.id}"
+    for match in routing.matches:
+        name = match.workflow.name if match.workflow else ""
+        try:
+            if match.relaunch is not None or match.workflow is None:
+                steps = deliveries.relaunch(engine, store, definitions.workflow, match, trigger, None)
+                started, name = store.play(steps)
+            else:
+                new = engine.start(match.workflow, match.payload, trigger=trigger, comment=comment)
+                started = store.do(store.start(new))
+            done.append((name, started.run_id))
+        except DirectorError as exc:
+            others.append((name, str(exc)))
+    return done, others

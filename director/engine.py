@@ -133,6 +133,7 @@ class Engine:
         origin: str = "failed",
         payload: Mapping[str, Any] | None = None,
         trigger: Mapping[str, Any],
+        dedupe: Dedupe | None = None,
     ) -> Relaunched:
         """Return what to run again: in place, or as a new run (a succeeded one, `start`, a new payload).
 
@@ -143,6 +144,7 @@ class Engine:
             origin: `failed`, `start`, or the key of a task run.
             payload: replaces the run's payload; makes a new run.
             trigger: of the new run, where there is one.
+            dedupe: of the delivery that asks for it.
 
         Raises:
             NotFound: no such task in the run.
@@ -154,8 +156,10 @@ class Engine:
                 "Wait for it or cancel it first. Nothing was changed."
             )
         if run.status == states.SUCCEEDED or origin == "start" or payload is not None:
-            return self._relaunch_anew(run, pinned, _enabled(find(run.workflow)), origin, payload, trigger)
-        return self._relaunch_in_place(run, pinned, find, origin)
+            done = self._relaunch_anew(run, pinned, _enabled(find(run.workflow)), origin, payload, trigger)
+        else:
+            done = self._relaunch_in_place(run, pinned, find, origin)
+        return msgspec.structs.replace(done, order=msgspec.structs.replace(done.order, dedupe=dedupe))
 
     def _relaunch_in_place(self, run: FullRun, pinned: Plan, find: FindWorkflow, origin: str) -> Relaunched:
         status = _statuses(run, pinned)

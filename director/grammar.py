@@ -7,13 +7,13 @@ each source has a scope, which collects its problems; one with problems is left 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from director import schedules, schemas, signing, triggers, yamltree
+from director import schedules, schemas, signing, starts, yamltree
 from director.models import (
     Call,
     Chain,
@@ -29,7 +29,7 @@ from director.models import (
     Workflow,
 )
 from director.scope import Scope, is_null
-from director.settings import MAX_DAYS, MAX_TASKS
+from director.settings import MAX_TASKS
 from director.yamltree import List, Map, Place, Text, Value, quote
 
 BUILT_IN_SOURCE = "director"
@@ -38,8 +38,6 @@ _WORKFLOW = (
     *("tasks", "description", "queue", "schema", "payload", "hooks"),
     *("enabled", "periodic", "retention", "triggers"),
 )
-_TRIGGER = ("source", "event", "when", "payload", "relaunch", "enabled")
-_PERIODIC = ("crontab", "interval", "schedule", "timezone", "payload", "catchup", "overlap", "enabled")
 _OPTIONS = ("queue", "retries", "backoff", "timeout")
 _WORKFLOW_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -93,11 +91,13 @@ class Reading:
         if defaults is not None and not is_null(defaults):
             scope = Scope(file, None, "defaults")
             self.other_scopes.append(scope)
-            fields = scope.map(defaults, "defaults", ("hooks", "queue", "payload", "retention"))
+            readers: dict[str, Callable[[Scope, Value], Any]] = {"hooks": self.hooks, "queue": self.queue}
+            readers |= {"payload": Scope.payload, "retention": starts.retention}
+            fields = scope.map(defaults, "defaults", readers)
             for own, value in self.named(self.default_scopes, scope, fields, "defaults"):
                 if not is_null(value):
                     assert own.key is not None
-                    self.defaults[own.key] = getattr(self, own.key)(own, value)
+                    self.defaults[own.key] = readers[own.key](own, value)
         return self.named(self.workflow_scopes, outer, workflows)
 
     @staticmethod
@@ -145,7 +145,6 @@ class Reading:
             sources={name: self.sources[name] for name in self.source_scopes if name in self.sources},
             problems=tuple(sorted(problems)),
             broken=broken,
-            notes=tuple(sorted(note for scope in scopes for note in scope.notes)),
         )
 
     # --- sources
@@ -167,6 +166,14 @@ class Reading:
             secrets = self.secrets(scope, fields.pop("secret"))
         else:
             scope.report(key, "has no secret; write secret: $NAME, the name of an environment variable")
+        own: dict[str, Any] = {}
+        if "verify_token" in fields:
+            own["verify_tokens"] = self.secrets(scope, fields.pop("verify_token"))
+        if "redelivery" in fields:
+            at = fields.pop("redelivery")
+            own["redelivery"] = scope.text(at, "redelivery")
+            if own["redelivery"] not in (None, "ignore", "relaunch"):
+                scope.report(at, "redelivery must be ignore or relaunch")
 
         def unusable(at: Place, _: str) -> None:  # never the value: it may be of a misspelt "secret"
             scope.report(at, "this value cannot be used; quote it")
@@ -184,7 +191,7 @@ class Reading:
                     scope.report(fields.key(field) if field in fields else key, text)
         wanted = given if len(given) > 1 else given["scheme"]
         self.sources[str(key)] = Source(
-            name=str(key), scheme=wanted, secrets=secrets, file=scope.file, line=key.line, column=key.column
+            name=str(key), scheme=wanted, secrets=secrets, file=scope.file, line=key.line, column=key.column, **own
         )
 
     @staticmethod
@@ -234,8 +241,8 @@ class Reading:
             queue, queues = self.default(scope, "queue") or (None, {})
         payload = dict(self.default(scope, "payload") or {})
         if "payload" in given:
-            payload |= self.payload(scope, given["payload"])
-        kept = self.retention(scope, given["retention"]) if "retention" in given else {}
+            payload |= scope.payload(given["payload"])
+        kept = starts.retention(scope, given["retention"]) if "retention" in given else {}
         found = (
             [self.trigger(scope, item) for item in scope.items(given["triggers"], "triggers")]
             if "triggers" in given
@@ -346,66 +353,11 @@ class Reading:
             queues[str(name)] = scope.name(queue, "queue") or ""
         return scope.name(fields["default"], "queue") if "default" in fields else None, queues
 
-    @staticmethod
-    def payload(scope: Scope, value: Value) -> dict[str, Any]:
-        found = yamltree.plain(scope.map(value, "payload"), scope.report)
-        return dict(found)
-
-    @staticmethod
-    def retention(scope: Scope, value: Value) -> dict[str, Any]:
-        """Return `days` and `runs` where they are given; as `offset`, -1 and 0 mean no limit."""
-        fields = scope.given(value, "retention", ("days", "runs", "offset"))
-        found = {str(name): yamltree.plain(inner, scope.report) for name, inner in fields.items()}
-        days, runs = found.get("days", 1), found.get("runs", 1)
-        if type(days) not in (int, float) or not 0 < days <= MAX_DAYS:
-            scope.report(fields["days"], f"days must be a number over 0, at most {MAX_DAYS}")
-        if type(runs) is not int or runs < 1:
-            scope.report(fields["runs"], "runs must be a whole number from 1")
-        if "offset" in found:
-            offset = found.pop("offset")
-            if type(offset) is not int or offset < -1:
-                scope.report(fields["offset"], "offset must be a whole number from -1")
-            elif "runs" in found:
-                scope.report(fields.key("offset"), "offset is another name of runs; write one of them")
-            else:
-                found["runs"] = max(offset, 0)
-        return found
-
-    def trigger(self, scope: Scope, value: Value) -> Trigger | None:
-        """Return a trigger; None when it has problems, or relaunches (which is not supported yet)."""
-        given = scope.given(value, "a trigger", _TRIGGER)
-        source = None
-        if "source" in given:
-            source = scope.text(given["source"], "source")
-            self.known_source(scope, given["source"], source)
-        elif isinstance(value, Map):
-            scope.report(value, "a trigger needs a source")
-        events = scope.items(given["event"], "event") if "event" in given else []
-        payload: str | dict[str, str] | None = None
-        chosen = given.get("payload")
-        if isinstance(chosen, Map):
-            fields = scope.map(chosen, "payload")
-            payload = {str(k): self.expression(scope, v, f"payload {quote(k)}") or "" for k, v in fields.items()}
-        elif chosen is not None:
-            payload = self.expression(scope, chosen, "payload")
-        if "relaunch" in given:
-            scope.note(given["relaunch"], "relaunch is not supported yet: this trigger does nothing")
-            if scope.text(given["relaunch"], "relaunch") not in (None, "latest"):
-                self.expression(scope, given["relaunch"], "relaunch")
-        trigger = Trigger(
-            source=source or "",
-            events=tuple(scope.text(item, "event") or "" for item in events),
-            when=self.expression(scope, given["when"], "when") if "when" in given else None,
-            payload=payload,
-            enabled=scope.flag(given["enabled"], "enabled") if "enabled" in given else True,
-        )
-        return None if source is None or "relaunch" in given else trigger
-
     def periodic(self, scope: Scope, workflow: Workflow, value: Value) -> tuple[Schedule, ...]:
         """Return a workflow's schedules; one that its own schema would refuse each time is a problem."""
         found: dict[str, Schedule] = {}
         for item in scope.items(value, "periodic"):
-            schedule = self.schedule(scope, item)
+            schedule = starts.schedule(scope, item)
             if schedule is None:
                 continue
             schedule = msgspec.structs.replace(schedule, id=schedules.identity(workflow.name, schedule))
@@ -419,60 +371,17 @@ class Reading:
                     scope.report(at, f"periodic: the workflow's schema refuses the payload: {path}")
         return tuple(found.values())
 
-    def schedule(self, scope: Scope, value: Value) -> Schedule | None:
-        """Return a schedule without its id; None when its timing has problems."""
-        given, before = scope.given(value, "periodic", _PERIODIC), len(scope.problems)
-        timing = [name for name in ("crontab", "interval", "schedule") if name in given]
-        if isinstance(value, Map) and len(timing) != 1:
-            found = f"both {timing[0]} and {timing[1]}" if timing else "neither crontab nor interval"
-            scope.report(value, f"periodic: {found}; expected one of them")
-        if "schedule" in given:  # celery-director's old name of both, with the day of the week in the middle
-            old = given.pop("schedule")
-            parts = old.split() if isinstance(old, Text) else []
-            if isinstance(old, Text) and len(parts) == 5:
-                given["crontab"] = old.replaced(" ".join((*parts[:2], *parts[3:], parts[2])))
-            else:
-                given["interval"] = old
-        fields: dict[str, Any] = {}
-        for name, check in (("crontab", schedules.check_crontab), ("timezone", schedules.zone)):
-            if name in given and (text := scope.text(given[name], name)) is not None:
-                try:
-                    check(text)
-                    fields[name] = text
-                except ValueError as exc:
-                    scope.report(given[name], f"{name} {quote(text)}: {exc}")
-        if "interval" in given:
-            fields["interval_s"] = scope.seconds(given["interval"], "interval")
-            if fields["interval_s"] is not None and fields["interval_s"] < schedules.MIN_INTERVAL_S:
-                scope.report(given["interval"], f"interval must be at least {schedules.MIN_INTERVAL_S} s")
-            if "timezone" in given:
-                scope.report(given["timezone"], "an interval has no time zone; only a crontab has")
-        for name, words in (("catchup", ("none", "last", "all")), ("overlap", ("allow", "skip"))):
-            if name in given:
-                fields[name] = scope.text(given[name], name)
-                if fields[name] not in (None, *words):
-                    hint = scope.hint(fields[name], words) or f"; expected {', '.join(words)}"
-                    scope.report(given[name], f"{name} {quote(fields[name])} means nothing{hint}")
-        if "payload" in given:
-            fields["payload"] = self.payload(scope, given["payload"])
-        if "enabled" in given:
-            fields["enabled"] = scope.flag(given["enabled"], "enabled")
-        return Schedule(**fields) if timing and len(scope.problems) == before else None
-
-    def known_source(self, scope: Scope, value: Value, name: str | None) -> None:
+    def trigger(self, scope: Scope, value: Value) -> Trigger | None:
+        """Return a trigger of a source that some file has; None when it names none."""
+        found = starts.trigger(scope, value)
         # A file that does not parse may hold the source: then the workflow is not to blame.
         blind = any(file.problem is not None and file.tree is None for file in self.files)
-        if name is None or blind or name == BUILT_IN_SOURCE or name in self.source_scopes:
-            return
-        hint = scope.hint(name, [*self.source_scopes, BUILT_IN_SOURCE])
-        scope.report(value, f"no source is named {quote(name)}{hint or '; add it under sources:'}")
-
-    @staticmethod
-    def expression(scope: Scope, value: Value, what: str) -> str | None:
-        text = scope.text(value, what)
-        if text is not None and (wrong := triggers.check_expression(text)):
-            scope.report(value, f"{what}: {wrong}")
-        return text
+        if found is None or not isinstance(value, Map):
+            return None
+        if not blind and found.source not in (*self.source_scopes, BUILT_IN_SOURCE):
+            hint = scope.hint(found.source, [*self.source_scopes, BUILT_IN_SOURCE]) or "; add it under sources:"
+            scope.report(value["source"], f"no source is named {quote(found.source)}{hint}")
+        return found
 
     def schema(self, scope: Scope, value: Value) -> dict[str, Any] | None:
         if isinstance(value, Map):

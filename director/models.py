@@ -81,6 +81,8 @@ class Trigger(Struct, frozen=True):
     """JMESPath over the body; a true result lets the delivery in."""
     payload: str | Mapping[str, str] | None = None
     """JMESPath that gives the payload, or one for each of its keys; None: the whole body."""
+    relaunch: str | None = None
+    """JMESPath that gives the id of a run of the workflow, or `latest`: relaunched, and nothing started."""
     enabled: bool = True
 
 
@@ -109,6 +111,10 @@ class Source(Struct, frozen=True):
     """A preset's name, or a mapping with `scheme` (a preset's name) and the keys that differ."""
     secrets: tuple[str, ...]
     """Names of environment variables, in order of preference; never the secrets themselves."""
+    verify_tokens: tuple[str, ...] = ()
+    """The same of what a handshake asks for; none: the secrets."""
+    redelivery: Literal["ignore", "relaunch"] = "ignore"
+    """relaunch: a delivery that comes again relaunches its run if that has failed."""
     file: str = ""
     line: int = 0
     column: int = 0
@@ -117,6 +123,48 @@ class Source(Struct, frozen=True):
     def preset(self) -> str:
         """The name of the scheme that it uses, as it is or changed."""
         return self.scheme if isinstance(self.scheme, str) else str(self.scheme.get("scheme", "hmac"))
+
+
+class DeliveryRun(Struct, frozen=True):
+    """A run that a delivery has started or relaunched."""
+
+    id: str
+    workflow: str
+
+
+class Delivery(Struct, frozen=True):
+    """One message of a source, as the inbox remembers it."""
+
+    id: str
+    """The inbox's own, a UUIDv7 of when it came: resends share their delivery id."""
+    at: str
+    source: str
+    event: str
+    """As the sender says; of a refused one as its headers claim."""
+    delivery: str
+    """The sender's id of it, or the inbox's own; of a refused one as its headers claim."""
+    verdict: Literal[
+        "accepted", "duplicate", "ignored", "handshake", "rejected", "refused", "unreadable", "unavailable"
+    ]
+    """ignored: no trigger wanted it; rejected: by its signature; refused: by every wanted workflow; unavailable:
+    the store was away."""
+    status: int
+    """Of the HTTP answer."""
+    reason: str | None = None
+    """In full: for whoever runs the service, the sender does not learn it."""
+    secret: str | None = None
+    """Name of the variable whose secret made the signature; None: nobody did."""
+    runs: tuple[DeliveryRun, ...] = ()
+    size: int = 0
+    """Bytes of the body."""
+    content_type: str = ""
+
+
+class FullDelivery(Delivery, frozen=True):
+    """A delivery, alone: with its body."""
+
+    body: str | None = None
+    """None when it was refused, or larger than the inbox keeps."""
 
 
 class Retention(Struct, frozen=True):
@@ -160,8 +208,6 @@ class Project(Struct, frozen=True):
     problems: tuple[Problem, ...]
     broken: Mapping[str, tuple[Problem, ...]]
     """Workflow or file → why it is out of service, or why its newest version is."""
-    notes: tuple[Problem, ...] = ()
-    """Worth saying; takes nothing out of service."""
 
 
 # --- plans: a workflow flattened ------------------------------------------------------------------

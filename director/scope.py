@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from director import yamltree
 from director.models import Problem
@@ -18,20 +19,12 @@ class Scope:
     def __init__(self, file: str, key: Text | None = None, label: str = "") -> None:
         self.file, self.key, self.label = file, key, label
         self.problems: dict[Problem, None] = {}  # an alias is read once for each place it stands in
-        self.notes: dict[Problem, None] = {}
-        """What is worth saying, and takes nothing out of service."""
 
     def report(self, at: Place, text: str) -> None:
-        self.problems[self._problem(at, text)] = None
-
-    def note(self, at: Place, text: str) -> None:
-        self.notes[self._problem(at, text)] = None
-
-    def _problem(self, at: Place, text: str) -> Problem:
         text = f"{self.label}: {text}" if self.label else text
         # An escaped surrogate is no text that could be logged or sent.
         text = text.encode("utf-8", "backslashreplace").decode()
-        return Problem(file=self.file, line=at.line, column=at.column, text=text)
+        self.problems[Problem(file=self.file, line=at.line, column=at.column, text=text)] = None
 
     def hint(self, name: str, known: Iterable[str]) -> str:
         """Return `; did you mean "…"?`, or nothing. Only for the first problems: looking is slow."""
@@ -97,6 +90,10 @@ class Scope:
         else:
             return text
         return None
+
+    def payload(self, value: Value) -> dict[str, Any]:
+        """Return a mapping as plain values."""
+        return dict(yamltree.plain(self.map(value, "payload"), self.report))
 
     def flag(self, value: Value, what: str) -> bool:
         found = yamltree.plain(value, self.report)

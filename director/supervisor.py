@@ -230,7 +230,6 @@ def _introduce(settings: Settings, service: Service, listener: socket.socket) ->
         f"  workflows  {', '.join(project.workflows) or 'none'}",
         f"  sources    {sources or 'none'}",
         f"  access     with a token{'' if settings.token else '; while there is none, this machine only'}",
-        *(f"  note       {note}" for note in project.notes),
         *(f"  problem    {text}" for text in problems),
     ]
     print("\n".join(lines), file=sys.stderr, flush=True)

@@ -12,15 +12,21 @@ import msgspec
 from director.models import Trigger, Workflow
 
 MAX_EXPRESSION = 4096
+LATEST = "latest"
 _COMPARATORS = ("eq", "ne", "lt", "lte", "gt", "gte")
 _WORDS = {"and": "&&", "or": "||", "not": "!"}
 
 
 class Match(msgspec.Struct, frozen=True):
-    """A workflow to start."""
+    """A workflow to start, or a run of it to relaunch."""
 
-    workflow: Workflow
-    payload: dict[str, Any]
+    workflow: Workflow | None
+    """None: that of the run to relaunch."""
+    payload: Mapping[str, Any] = {}
+    relaunch: str | None = None
+    """A run's id, or `latest`: the newest that failed."""
+    origin: str = "failed"
+    """Where the relaunch starts: `failed`, `start` or a task's key."""
 
 
 class Routing(msgspec.Struct, frozen=True):
@@ -40,6 +46,10 @@ class Router:
             for source in dict.fromkeys(trigger.source for trigger in workflow.triggers):
                 self._by_source.setdefault(source, []).append(workflow)
 
+    def listens(self, source: str) -> bool:
+        """Return whether any trigger is for a source."""
+        return source in self._by_source
+
     def route(self, source: str, event: str, body: object) -> Routing:
         """Return which workflows a delivery starts; the first matching trigger of each wins."""
         routing = Routing(matches=[], reasons=[])
@@ -51,13 +61,11 @@ class Router:
             for number, trigger in enumerate(workflow.triggers, 1):
                 if trigger.source != source:
                     continue
-                wrong, payload = _refusal(trigger, event, body), None
-                if wrong is None:
-                    payload, wrong = _payload(trigger, body)
-                if payload is not None:
-                    routing.matches.append(Match(workflow=workflow, payload=payload))
+                found = _refusal(trigger, event, body) or _match(workflow, trigger, body)
+                if isinstance(found, Match):
+                    routing.matches.append(found)
                     break
-                reasons.append(f"trigger {number}: {wrong}")
+                reasons.append(f"trigger {number}: {found}")
             else:
                 routing.reasons.append((workflow.name, "; ".join(reasons)))
         return routing
@@ -87,22 +95,37 @@ def _is(wanted: str, event: str, body: object) -> bool:
     return bool(dot) and name == event and isinstance(body, dict) and body.get("action") == action
 
 
-def _payload(trigger: Trigger, body: object) -> tuple[dict[str, Any] | None, str | None]:
+def _match(workflow: Workflow, trigger: Trigger, body: object) -> Match | str:
+    """Return what a trigger that wants a delivery does with it, or why it cannot."""
+    if trigger.relaunch == LATEST:
+        return Match(workflow, relaunch=LATEST)
+    if trigger.relaunch is not None:
+        value, wrong = _search(trigger.relaunch, body)
+        run_id = value.strip() if isinstance(value, str) else ""
+        wrong = f"failed: {wrong}" if wrong else "" if run_id else f"gave {_kind(value)}; expected a run's id"
+        return f"relaunch `{trigger.relaunch}` {wrong}" if wrong else Match(workflow, relaunch=run_id)
     if trigger.payload is None:
-        return _object(body), None
+        return Match(workflow, dict(body) if isinstance(body, Mapping) else {"body": body})
     if isinstance(trigger.payload, str):
         value, wrong = _search(trigger.payload, body)
-        return (None, f"payload `{trigger.payload}` failed: {wrong}") if wrong else (_object(value), None)
+        if isinstance(value, Mapping):
+            return Match(workflow, dict(value))
+        wrong = f"failed: {wrong}" if wrong else f"gave {_kind(value)}; expected an object"
+        return f"payload `{trigger.payload}` {wrong}"
     payload = {}
     for key, expression in trigger.payload.items():
         payload[key], wrong = _search(expression, body)
         if wrong:
-            return None, f"payload {key} `{expression}` failed: {wrong}"
-    return payload, None
+            return f"payload {key} `{expression}` failed: {wrong}"
+    return Match(workflow, payload)
 
 
-def _object(value: object) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {"body": value}
+def _kind(value: object) -> str:
+    """Return how to name a value that is not shown."""
+    if isinstance(value, str):
+        return "a text" if value.strip() else "an empty text"
+    kinds: dict[type, str] = {list: "an array", dict: "an object", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 @lru_cache(maxsize=4096)

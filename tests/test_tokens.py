@@ -12,13 +12,17 @@ from director.store.base import NewToken
 from director.store.redis import RedisStore
 from director.web.app import create_app
 from tests.conftest import free_port
+from tests.contract.test_inbox import entry
 from tests.processes import start
 from tests.web_fixtures import problem, serving, settings_for
 
 WORKFLOWS = """
 mine: {tasks: [ONE], periodic: {interval: 3600}}
 theirs: {tasks: [ONE], periodic: {interval: 3600}}
+sources:
+  github: {secret: $GITHUB_WEBHOOK_SECRET}
 """
+DELIVERY = entry(1, runs=())
 OPEN = {("GET", "/health/live"), ("GET", "/health/ready")}
 # What each caller sees of `theirs`, who may only see that; 403 where nothing is said here.
 NARROWED = {
@@ -74,8 +78,15 @@ def runs(web):
 
 
 def ask(web, method, path, run_id="x", headers=None):
+    web.store.do(web.store.record([(DELIVERY, b"{}")]))
     spare, _ = give(web, "read") if method == "DELETE" else ("x", None)
-    for name, value in (("name", "mine"), ("workflow", "mine"), ("run_id", run_id), ("token_id", spare)):
+    for name, value in (
+        ("name", "mine"),
+        ("workflow", "mine"),
+        ("run_id", run_id),
+        ("token_id", spare),
+        ("delivery", DELIVERY.id),
+    ):
         path = path.replace(f"{{{name}:str}}", value)
     body = {"json": {}} if method == "POST" else {}
     return web.client.request(method, path, headers=headers, **body)

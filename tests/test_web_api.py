@@ -403,12 +403,15 @@ def test_every_documented_route_answers_and_none_is_missing(web):
         *("/hooks/{source}", "/workflows", "/workflows/{name}", "/workflows/{name}/runs", "/runs"),
         *("/runs/{run_id}", "/runs/{run_id}/relaunch", "/runs/{run_id}/cancel", "/status"),
         *("/status/{workflow}", "/sources", "/health/live", "/health/ready", "/tokens", "/tokens/{token_id}"),
+        *("/deliveries", "/deliveries/{delivery}", "/deliveries/{delivery}/replay"),
     }
     assert set(document["paths"]) >= expected
     for path, item in document["paths"].items():
         for method, operation in item.items():
             assert operation["summary"]
-            address = path.format(source="nobody", name="plain", run_id="x", workflow="plain", token_id="x")
+            address = path.format(
+                source="nobody", name="plain", run_id="x", workflow="plain", delivery="x", token_id="x"
+            )
             given = web.client.request(method, address, headers={"content-type": "application/json"})
             assert given.status_code != 405
             assert given.status_code < 500
@@ -419,7 +422,7 @@ def test_every_documented_route_answers_and_none_is_missing(web):
 def test_the_document_is_valid(web):
     schema = schemathesis.openapi.from_dict(web.client.get("/schema/openapi.json").json())
     schema.validate()
-    assert len(list(schema.get_all_operations())) == 19
+    assert len(list(schema.get_all_operations())) == 22
 
 
 def test_nothing_else_is_below_schema(web):
@@ -433,7 +436,18 @@ _NAMES = st.sampled_from(["plain", "strict.ORDER", "broken", "off", "github", "b
 _PATHS = st.sampled_from(
     [
         *("/hooks/{}", "/workflows/{}/runs", "/workflows/{}", "/runs/{}", "/runs/{}/relaunch", "/runs/{}/cancel"),
-        *("/status/{}", "/runs", "/status", "/workflows", "/sources", "/schema/openapi.json", "/{}", "/schema/{}"),
+        *(
+            "/status/{}",
+            "/runs",
+            "/status",
+            "/workflows",
+            "/sources",
+            "/deliveries",
+            "/deliveries/{}/replay",
+            "/schema/openapi.json",
+            "/{}",
+            "/schema/{}",
+        ),
     ]
 )
 _VALUES = st.text(max_size=20) | st.sampled_from(["1", "0", "true", "60", "2030-01-01T00:00:00Z", "nan"])

@@ -11,12 +11,13 @@ milliseconds since 1970 by the store's clock.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
-from director.errors import Conflict, NotFound
+from director.errors import Conflict, DirectorError, NotFound
 from director.models import (
     AccessToken,
+    Delivery,
     FullRun,
     Plan,
     Presented,
@@ -48,6 +49,10 @@ PRUNE_LIMIT = 100
 """Runs that one pass of retention removes at most."""
 USE_NOTED_MS = 60_000
 """How often at most the use of an access token is written down."""
+
+
+KEEP_DELIVERIES = (1000, 200)
+"""Verified and refused deliveries in the inbox; a tenth of it without a server."""
 
 
 class Described(Generic[T]):
@@ -224,6 +229,8 @@ class Relaunch(Struct, frozen=True):
     """To go on with: keys and edges of the run's own; every hook it has queued, in the same queue."""
     resets: Mapping[int, int]
     """Node → parents to wait for. Those with 0 are queued."""
+    dedupe: Dedupe | None = None
+    """Of the delivery that asks for it."""
 
 
 class Swept(Struct, frozen=True):
@@ -309,6 +316,16 @@ class Filter(Struct, frozen=True):
     limit: int = 50
 
 
+class DeliveryFilter(Struct, frozen=True):
+    """Which deliveries a listing shows, newest first."""
+
+    source: str | None = None
+    verdict: str | None = None
+    after: str | None = None
+    """Older than this one (the cursor)."""
+    limit: int = 50
+
+
 class WorkflowState(Struct, frozen=True):
     """What the store knows of a workflow."""
 
@@ -343,6 +360,21 @@ class Store(ABC):
         Raises:
             StoreUnavailable: the store did not answer. The call may have been made; again is safe.
         """
+
+    def play(self, steps: Generator[Described[Any], Any, T]) -> T:
+        """Make one call after the other as a generator asks, which gets each answer or its error."""
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    answer = self.do(call)
+                except DirectorError as exc:
+                    call = steps.throw(exc)
+                else:
+                    call = steps.send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
 
     def link(self) -> Link | None:
         """Return what makes this store's calls on an event loop; None: a thread has to."""
@@ -415,13 +447,36 @@ class Store(ABC):
     def relaunch(self, order: Relaunch) -> Described[int]:
         """Take an ended run back to queued; return its new launch.
 
-        Again with the same token: the first answer. Raises NotFound, and Conflict when the run is not
+        Again with the same token: the first answer. 0: the dedupe key is known, as a start's would be; nothing
+        was changed. Raises NotFound, and Conflict when the run is not
         failed or canceled, or another launch than the one looked at.
         """
+
+    @abstractmethod
+    def seen(self, dedupe: Dedupe, workflow: str) -> Described[str | None]:
+        """Return the run that a dedupe key has started or relaunched, None when it is not known."""
 
     def carry_out(self, order: NewRun | Relaunch) -> Described[Any]:
         """Return the call that an `engine.Relaunched` comes to: a start, or a relaunch in place."""
         return self.start(order) if isinstance(order, NewRun) else self.relaunch(order)
+
+    # The inbox
+
+    @abstractmethod
+    def record(self, entries: Sequence[tuple[Delivery, bytes | None]]) -> Described[None]:
+        """Write deliveries and bodies down; each store keeps the newest KEEP_DELIVERIES.
+
+        Verified ones (they have a `secret`) and refused ones are counted apart, so that nobody can flush the
+        former with the latter. Again with an id that is there: nothing changes.
+        """
+
+    @abstractmethod
+    def deliveries(self, which: DeliveryFilter) -> Described[tuple[tuple[Delivery, ...], str | None]]:
+        """Return deliveries, newest first, and the next cursor."""
+
+    @abstractmethod
+    def delivery(self, name: str) -> Described[tuple[Delivery, bytes | None]]:
+        """Return a delivery by its own id, or the newest by its sender's, verified ones first. Raises NotFound."""
 
     # The loop and workers
 
@@ -527,6 +582,11 @@ class Store(ABC):
 def no_run(run_id: str) -> NotFound:
     """Return the error for a run that is not there."""
     return NotFound(f'No run has the id "{run_id}".')
+
+
+def no_delivery(name: str) -> NotFound:
+    """Return the error for a delivery that is not in the inbox."""
+    return NotFound(f'No delivery "{name}" is in the inbox, which keeps the newest ones only.')
 
 
 def has_ended(run_id: str, status: str) -> Conflict:

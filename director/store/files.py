@@ -1,6 +1,7 @@
 """The files of the store without a server.
 
     state.json        runs, plans, seen deliveries, what workers publish: one small document each
+    deliveries.json   the inbox (`store.inbox`)
     large/RUN.NAME.N  a payload or result too large to be written with every change; never rewritten
     lock              flock: one writer at a time, between processes too
 
@@ -47,8 +48,8 @@ class RunRow(TypedDict):
 class SafeStorage(Storage):
     """TinyDB's storage: whole-file, atomic, locked, and parsed only when another process has written."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.large, self._path = folder, folder / "large", folder / "state.json"
+    def __init__(self, folder: Path, name: str = "state.json") -> None:
+        self.folder, self.large, self._path = folder, folder / "large", folder / name
         self.dirty = False
         """Whether the transaction that is underway, or the last one, has changed anything."""
         self._tables: dict[str, Any] = {}

@@ -18,6 +18,9 @@
     outbox            list    messages that another broker has still to get, newest left
     outbox:{publisher}  list  the one that a publisher is sending
     publishers        zset    publisher → last seen, ms
+    deliveries        zset    verified deliveries by their UUIDv7 (score 0), capped
+    deliveries.refused  zset  the same of refused ones
+    delivery:{id}     hash    d JSON, b body, s source, v verdict, k the sender's id
     seen:{source}:{id}:{workflow}  string  RUN FINGERPRINT, expires: dedupe
     last:{holder}     string  TOKEN RUN NUMBER, 10 minutes: what a finish took from a queue
     stats             hash    active:{workflow} count, ok:{workflow} last success in ms

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import msgspec
 
 from director.errors import DirectorError, NotFound, StoreUnavailable
-from director.models import AccessToken, FullRun, Plan, Presented, Run, TaskError, TaskOptions, time_text
+from director.models import AccessToken, Delivery, FullRun, Plan, Presented, Run, TaskError, TaskOptions, time_text
 from director.settings import hide_password
 from director.states import LETTER, WORD
 from director.store import base, keys, rules, tokens
@@ -34,6 +34,7 @@ KNOWN_PLANS = 1000
 LIST_HEADER = "wslcbenofxp"
 """The fields that `list` reads of each run, in the order of the script."""
 _PLAN = msgspec.json.Decoder(Plan)
+_DELIVERY = msgspec.json.Decoder(Delivery)
 _OPTIONS = msgspec.json.Decoder(TaskOptions)
 
 
@@ -262,20 +263,52 @@ class RedisStore(Store):
 
     def relaunch(self, order: base.Relaunch) -> RedisCall[int]:
         def read(reply: Any) -> int:
-            if reply[0] == 1:
-                return int(reply[1])
+            if reply[0] > 0:
+                return int(reply[1]) if reply[0] == 1 else 0
             if reply[0] == 0:
                 raise base.moved_on(order.run_id, WORD[_text(reply[1])], reply[2])
             raise base.no_run(order.run_id)
 
+        run, once = self._key("run:", order.run_id), order.dedupe
+        seen = keys.seen_key(self.prefix, once, order.plan.workflow) if once else run
         resets = [part for pair in order.resets.items() for part in pair]
         return RedisCall(
             "relaunch",
-            [self._key("run:", order.run_id), keys.plan_key(self.prefix, order.plan.digest)],
-            [order.run_id, order.launch, order.token, order.plan.digest, *resets],
+            [run, keys.plan_key(self.prefix, order.plan.digest), seen],
+            [order.run_id, order.launch, order.token, order.plan.digest, once.ttl_s if once else 0, *resets],
             read,
             plan=order.plan,
         )
+
+    def seen(self, dedupe: base.Dedupe, workflow: str) -> RedisCall[str | None]:
+        def read(reply: Any) -> str | None:
+            return _text(reply).partition(" ")[0] if reply else None
+
+        return RedisCall("", [], ["GET", keys.seen_key(self.prefix, dedupe, workflow)], read)
+
+    # The inbox
+
+    def record(self, entries: Sequence[tuple[Delivery, bytes | None]]) -> RedisCall[None]:
+        args: list[Any] = [*base.KEEP_DELIVERIES]
+        for entry, body in entries:
+            args += [entry.id, int(entry.secret is not None), entry.source, entry.verdict, entry.delivery]
+            args += [msgspec.json.encode(entry), body or b""]
+        return RedisCall("record", [], args, lambda _: None)
+
+    def deliveries(self, which: base.DeliveryFilter) -> RedisCall[tuple[tuple[Delivery, ...], str | None]]:
+        def read(reply: Any) -> tuple[tuple[Delivery, ...], str | None]:
+            return tuple(_DELIVERY.decode(text) for text in reply[1:]), _text(reply[0]) or None
+
+        args = [which.source or "", which.verdict or "", which.after or "", which.limit]
+        return RedisCall("deliveries", [], args, read)
+
+    def delivery(self, name: str) -> RedisCall[tuple[Delivery, bytes | None]]:
+        def read(reply: Any) -> tuple[Delivery, bytes | None]:
+            if reply is None:
+                raise base.no_delivery(name)
+            return _DELIVERY.decode(reply[0]), reply[1]
+
+        return RedisCall("delivery", [], [name], read)
 
     # The loop and workers
 

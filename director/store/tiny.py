@@ -15,11 +15,12 @@ from tinydb import TinyDB
 from tinydb.table import Document, Table
 
 from director.errors import NotFound, StoreUnavailable
-from director.models import AccessToken, FullRun, Plan, Presented, Run, TaskError, TaskOptions, time_text
+from director.models import AccessToken, Delivery, FullRun, Plan, Presented, Run, TaskError, TaskOptions, time_text
 from director.states import ENDED, WORD
 from director.store import base, rules, tokens
 from director.store.base import LEASE_MS, Begun, Described, Finished, NewRun, Outbox, Outcome, Ref, Started, Swept
 from director.store.files import Data, SafeStorage, files_of
+from director.store.inbox import Inbox
 
 T = TypeVar("T")
 OUTBOX_LIMIT = 1000
@@ -35,10 +36,10 @@ class _Table(Table):
 class TinyCall(Described[T]):
     """One call: what runs inside the store's transaction."""
 
-    __slots__ = ("make",)
+    __slots__ = ("make", "storage")
 
-    def __init__(self, make: Callable[[], T]) -> None:
-        self.make = make
+    def __init__(self, make: Callable[[], T], storage: SafeStorage | None = None) -> None:
+        self.make, self.storage = make, storage
 
 
 def _described(verb: Callable[..., T]) -> Callable[..., TinyCall[T]]:
@@ -77,13 +78,15 @@ class TinyStore(base.Store):
         self._unnamed: list[str] = []
         """Files that the transaction underway has stopped to name."""
         self._storage = SafeStorage(folder)
+        self._inbox = Inbox(folder)
         self._db = TinyDB(storage=lambda: self._storage)
         self._db.table_class = _Table
 
     def do(self, call: Described[T]) -> T:
         assert isinstance(call, TinyCall)
+        storage = call.storage or self._storage
         try:
-            with self._mutex, self._storage.transaction():
+            with self._mutex, storage.transaction():
                 self._now = self.clock() if self.clock else int(time.time() * 1000)
                 self._unnamed = []
                 answer = cast(TinyCall[T], call).make()
@@ -93,17 +96,18 @@ class TinyStore(base.Store):
                 "been recorded all the same. Look at the folder's owner and at the free space."
             ) from exc
         except msgspec.ValidationError as exc:
-            raise self._storage.unusable(exc) from exc
+            raise storage.unusable(exc) from exc
         for name in self._unnamed:
             with suppress(OSError):  # it is in nobody's way; the next process tries again
                 (self._storage.large / name).unlink()
-        if self._storage.dirty:
+        if storage is self._storage and storage.dirty:
             self.changed.set()
         return answer
 
     def close(self) -> None:
         with self._mutex:
             self._storage.close()
+            self._inbox.storage.close()
 
     # Documents
 
@@ -196,14 +200,11 @@ class TinyStore(base.Store):
     def start(self, new: NewRun) -> Started:
         if new.run_id in self._rows("runs"):
             return Started(run_id=new.run_id)
+        if new.dedupe and (first := self._first(new.dedupe, new.plan.workflow)):
+            same = first["fingerprint"] == new.dedupe.fingerprint
+            return Started(run_id=first["run"], duplicate=same, conflict=not same)
         if new.dedupe:
-            key, seen = f"{new.dedupe.key}:{new.plan.workflow}", self._rows("seen")
-            self._remove("seen", [name for name, row in seen.items() if row["until"] <= self._now])
-            if (first := self._rows("seen").get(key)) is not None:
-                same = first["fingerprint"] == new.dedupe.fingerprint
-                return Started(run_id=first["run"], duplicate=same, conflict=not same)
-            mark = {"run": new.run_id, "fingerprint": new.dedupe.fingerprint}
-            self._put("seen", key, {**mark, "until": self._now + new.dedupe.ttl_s * 1000})
+            self._mark(new.dedupe, new.plan.workflow, new.run_id)
         if new.kept and self._run(new.relaunch_of) is None:
             raise base.no_run(new.relaunch_of)
         if new.fire and (refused := self._fire(new.fire, new.run_id)):
@@ -319,14 +320,45 @@ class TinyStore(base.Store):
         if run is None:
             raise base.no_run(order.run_id)
         if run.token != order.token:
+            if order.dedupe and self._first(order.dedupe, run.workflow):
+                return 0
             if run.s not in "fc" or run.launch != order.launch:
                 raise base.moved_on(order.run_id, WORD[run.s], run.launch)
+            if order.dedupe:
+                self._mark(order.dedupe, run.workflow, run.id)
             self._keep_plan(order.plan)
             run.plan = order.plan.digest
             moves = self._moves_of(run)
             moves.relaunch(order.resets, order.token)
             self._save(moves)
         return run.launch
+
+    @_described
+    def seen(self, dedupe: base.Dedupe, workflow: str) -> str | None:
+        first = self._first(dedupe, workflow)
+        return first["run"] if first else None
+
+    def _first(self, dedupe: base.Dedupe, workflow: str) -> Any:
+        """Return what a dedupe key has done, None when it is not known or has expired."""
+        row = self._rows("seen").get(f"{dedupe.key}:{workflow}")
+        return row if row is not None and row["until"] > self._now else None
+
+    def _mark(self, dedupe: base.Dedupe, workflow: str, run_id: str) -> None:
+        over = [name for name, row in self._rows("seen").items() if row["until"] <= self._now]
+        self._remove("seen", over)
+        mark = {"run": run_id, "fingerprint": dedupe.fingerprint, "until": self._now + dedupe.ttl_s * 1000}
+        self._put("seen", f"{dedupe.key}:{workflow}", mark)
+
+    # The inbox
+
+    def record(self, entries: Sequence[tuple[Delivery, bytes | None]]) -> TinyCall[None]:
+        return TinyCall(lambda: self._inbox.record(entries), self._inbox.storage)
+
+    def deliveries(self, which: base.DeliveryFilter) -> TinyCall[tuple[tuple[Delivery, ...], str | None]]:
+        return TinyCall(lambda: self._inbox.list(which), self._inbox.storage)
+
+    def delivery(self, name: str) -> TinyCall[tuple[Delivery, bytes | None]]:
+        return TinyCall(lambda: self._inbox.get(name), self._inbox.storage)
 
     # The loop and workers
 

@@ -17,7 +17,7 @@ from director import log
 from director.loop import Loop
 from director.settings import MAX_PAYLOAD_BYTES, Settings
 from director.store import open_store
-from director.web import api, auth, openapi, problems, schedules, status, tokens
+from director.web import api, auth, deliveries, openapi, problems, schedules, status, tokens
 from director.web.service import Service
 from director.web.webhooks import Webhooks
 
@@ -56,6 +56,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, schedul
     settings = settings or Settings.from_env()
     log.configure(settings.log_level, gathered=True)
     service = Service(settings, open_store(settings, timeout_s=STORE_TIMEOUT_S))
+    webhooks = Webhooks(service)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -65,17 +66,18 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, schedul
             yield
         finally:
             await asyncio.to_thread(companion.stop)
+            await webhooks.inbox.close()
             service.close()
 
     return App(
-        [*api.HANDLERS, *schedules.HANDLERS, *status.HANDLERS, *tokens.HANDLERS],
+        [*api.HANDLERS, *deliveries.HANDLERS, *schedules.HANDLERS, *status.HANDLERS, *tokens.HANDLERS],
         guards=[auth.require_access],
         dependencies={
             "service": Provide(lambda: service, sync_to_thread=False),
             "grant": Provide(auth.grant_of, sync_to_thread=False),
         },
         lifespan=[lifespan],
-        state=State({"service": service, "webhooks": Webhooks(service)}),
+        state=State({"service": service, "webhooks": webhooks}),
         exception_handlers=problems.HANDLERS,
         request_max_body_size=MAX_PAYLOAD_BYTES,
         openapi_config=openapi.config(),

@@ -1,27 +1,18 @@
-"""Request bodies: read within bounds of size and time, decoded within bounds of depth.
-
-The server below has no deadline for a body, and a decoder's own depth is the interpreter's: what is
-decoded here must also survive being encoded again, searched and checked by a schema.
-"""
+"""Request bodies: read within bounds of size and time, for which the server below has no deadline."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import parse_qsl
 
-import msgspec
-
+from director import documents
 from director.settings import MAX_PAYLOAD_BYTES
 from director.web.problems import Refusal
 
 DEADLINE_S = 30.0
-MAX_DEPTH = 128
-MAX_FIELDS = 1000
 
 Headers = Iterable[tuple[bytes, bytes]]
-_decode = msgspec.json.Decoder().decode
 _CLOSE = {"Connection": "close"}
 """Without it the server would go on reading, to throw away, whatever the sender still sends."""
 
@@ -68,44 +59,17 @@ def _too_large() -> Refusal:
 
 
 def decode(headers: Headers, body: bytes) -> Any:
-    """Return a delivery's value: JSON, or a form with JSON in `payload` or else plain fields.
-
-    Raises:
-        Refusal: 400 when the body is not what its type says, or nested deeper than MAX_DEPTH.
-    """
+    """Return a delivery's value, as `documents.decode`; raise a Refusal of status 400 otherwise."""
     kind = next((value for name, value in headers if name == b"content-type"), b"")
-    if kind.partition(b";")[0].strip().lower() == b"application/x-www-form-urlencoded":
-        try:
-            limits = {"max_num_fields": MAX_FIELDS, "errors": "strict"}
-            fields = dict(parse_qsl(body.decode(), keep_blank_values=True, **limits))  # type: ignore[arg-type]
-        except ValueError as exc:
-            raise Refusal(400, f"The body is not a form of at most {MAX_FIELDS} fields: {exc}.") from None
-        if body.lstrip()[:1] in (b"{", b"["):
-            raise Refusal(400, "The body looks like JSON; send it with Content-Type: application/json.")
-        if "payload" not in fields:
-            return fields
-        body = fields["payload"].encode()
-    return decode_json(body)
+    try:
+        return documents.decode(kind.decode("latin-1"), body)
+    except ValueError as exc:
+        raise Refusal(400, str(exc)) from None
 
 
 def decode_json(body: bytes) -> Any:
-    """Return a JSON value of bounded depth; raise a Refusal of status 400 otherwise."""
+    """Return a JSON value, as `documents.decode_json`; raise a Refusal of status 400 otherwise."""
     try:
-        value = _decode(body)
-    except RecursionError:
-        raise _too_deep() from None
+        return documents.decode_json(body)
     except ValueError as exc:
-        raise Refusal(400, f"The body is not valid JSON: {exc}.") from None
-    # A body with few brackets is not deep; counting them costs next to nothing.
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
-        level = [value] if isinstance(value, dict | list) else []
-        for _ in range(MAX_DEPTH):
-            members = (one.values() if isinstance(one, dict) else one for one in level)
-            level = [inner for several in members for inner in several if isinstance(inner, dict | list)]
-        if level:
-            raise _too_deep()
-    return value
-
-
-def _too_deep() -> Refusal:
-    return Refusal(400, f"The body is nested deeper than {MAX_DEPTH} levels.")
+        raise Refusal(400, str(exc)) from None

@@ -97,7 +97,7 @@ class _Document(JsonRenderPlugin):
 def complete(document: dict[str, Any]) -> dict[str, Any]:
     """Return the document with bodies, problems and the webhook route; the given one is left as it is."""
     template = "#/components/schemas/{name}"
-    (delivery,), more = msgspec.json.schema_components([shapes.Delivery], ref_template=template)
+    (delivery,), more = msgspec.json.schema_components([shapes.HookAnswer], ref_template=template)
     paths = {path: dict(item) for path, item in document.get("paths", {}).items()}
     for item in paths.values():
         for method, operation in item.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -55,6 +55,21 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self.store.do, call)
         finally:
             self._waiting -= 1
+
+    async def play(self, steps: Generator[Described[Any], Any, T]) -> T:
+        """As `Store.play`, without waiting in the loop's thread."""
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    answer = await self.do(call)
+                except DirectorError as exc:
+                    call = steps.throw(exc)
+                else:
+                    call = steps.send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
 
     async def informed(self) -> Engine:
         """Return the engine, with what workers have published lately."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from director.models import AccessToken, Run, Workflow
+from director.models import AccessToken, Delivery, Run, Workflow
 from director.store.base import WorkflowState
 
 
@@ -39,8 +39,8 @@ class Relaunch(msgspec.Struct, omit_defaults=True):
     """Why the run keeps its old tasks, where it does; else left out."""
 
 
-class DeliveryRun(msgspec.Struct):
-    """A run that a delivery started."""
+class HookRun(msgspec.Struct):
+    """A run that a delivery started or relaunched, with its address."""
 
     id: str
     workflow: str
@@ -54,17 +54,24 @@ class Refused(msgspec.Struct):
     reason: str
 
 
-class Delivery(msgspec.Struct, omit_defaults=True):
+class HookAnswer(msgspec.Struct, omit_defaults=True):
     """What a delivery did."""
 
     delivery: str
     """The sender's id of it, or a new one."""
-    runs: list[DeliveryRun]
+    runs: list[HookRun]
     duplicate: bool
     """Every run was started by an earlier copy."""
     reason: str | None
     """Why nothing was started."""
     refused: list[Refused] = []
+
+
+class DeliveryList(msgspec.Struct):
+    """A page of the inbox, newest first."""
+
+    deliveries: list[Delivery]
+    next: str | None
 
 
 class WorkflowStatus(WorkflowState, frozen=True):

@@ -122,16 +122,16 @@ async def sources(service: NamedDependency[Service]) -> shapes.SourceList:
     return shapes.SourceList(
         sources=[
             shapes.SourceView(
-                name=name,
+                name=source.name,
                 scheme=source.preset,
-                url=f"{service.settings.public_url or ''}/hooks/{name}",
+                url=f"{service.settings.public_url or ''}/hooks/{source.name}",
                 open=definitions.is_open(source),
                 secrets=[
                     shapes.SecretView(name, bool(secret))
                     for name, secret in zip(source.secrets, definitions.secrets(source), strict=True)
                 ],
             )
-            for name, source in definitions.project.sources.items()
+            for source in definitions.known_sources()
         ]
     )
 

@@ -6,7 +6,7 @@ from director import plan
 from director.engine import new_token
 from director.errors import Conflict, NotFound
 from director.models import RunError, TaskError, TaskOptions, time_text
-from director.store.base import LEASE_MS, Filter, Ref, Relaunch
+from director.store.base import LEASE_MS, Dedupe, Filter, Ref, Relaunch, Started
 from director.store.redis import RedisStore
 from tests.contract.driving import (
     HOLDER,
@@ -365,3 +365,37 @@ def test_redis_remembers_when_a_scheduler_was_there(redis_url, clock):
     clock.pass_s(1)
     store.do(store.sweep())
     assert store.do(store.inspect()).scheduled_at == clock.now - 1000, "workers sweep too"
+
+
+def test_one_delivery_relaunches_a_run_once(store, clock):
+    """Its dedupe key is the one that a start would have: what fails again is not relaunched by a copy."""
+    built, once = plan_of(["A", "B"]), Dedupe(key="slack:d-1", ttl_s=60)
+    run_id = start(store, ["A", "B"])
+    fail(store, run_id, 0)
+    assert store.do(store.seen(once, "w")) is None
+
+    def order(launch, token):
+        resets = {0: 0, 1: 1}
+        return Relaunch(run_id=run_id, launch=launch, token=token, plan=built, resets=resets, dedupe=once)
+
+    assert store.do(store.relaunch(order(1, "t"))) == 2
+    assert store.do(store.relaunch(order(1, "t"))) == 2, "the same call again"
+    assert store.do(store.seen(once, "w")) == run_id
+    fail(store, run_id, 0)
+    before = get(store, run_id)
+    assert store.do(store.relaunch(order(2, "u"))) == 0
+    assert get(store, run_id) == before
+    assert store.do(store.start(new(built, dedupe=once))) == Started(run_id=run_id, duplicate=True)
+    if store.clock is clock and not hasattr(store, "url"):  # Redis expires keys by its own clock
+        clock.pass_s(61)
+        assert store.do(store.seen(once, "w")) is None
+
+
+def test_a_relaunch_that_is_refused_is_not_remembered(store):
+    built, once = plan_of(["A"]), Dedupe(key="slack:d-1", ttl_s=60)
+    run_id = start(store, ["A"])
+    with pytest.raises(Conflict):
+        store.do(
+            store.relaunch(Relaunch(run_id=run_id, launch=1, token="t", plan=built, resets={0: 0}, dedupe=once))
+        )
+    assert store.do(store.seen(once, "w")) is None

@@ -1,24 +1,25 @@
 -- Take a failed or canceled run back to queued.
 --
--- KEYS[1] run hash   KEYS[2] plan hash to go on with
--- ARGV[5] run id  [6] launch that was looked at  [7] token  [8] plan digest
--- ARGV[9…] pairs: node to run again, parents it waits for
+-- KEYS[1] run hash   KEYS[2] plan hash to go on with   KEYS[3] dedupe string, or the run hash again for none
+-- ARGV[5] run id  [6] launch that was looked at  [7] token  [8] plan digest  [9] dedupe seconds, 0 for none
+-- ARGV[10…] pairs: node to run again, parents it waits for
 --
 -- Reply: {1, launch} done (or was, by this token)   {0, status, launch} not possible   {-2} no such run
---        {-1} the plan is not there: store it and call again
+--        {2} the dedupe key is there   {-1} the plan is not there: store it and call again
 
-local id, launch, token, digest = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[8]
+local id, launch, token, digest, ttl = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[8], tonumber(ARGV[9])
 
 local run = open(id)
 if not run then return { -2 } end
 if redis.call('HGET', KEYS[1], 'k') == token then return { 1, run.launch } end
+if ttl > 0 and redis.call('EXISTS', KEYS[3]) == 1 then return { 2 } end
 if (run.s ~= 'f' and run.s ~= 'c') or run.launch ~= launch then return { 0, run.s, run.launch } end
 if redis.call('EXISTS', KEYS[2]) == 0 then return { -1 } end
 
 run.plan, run.launch = digest, launch + 1
 local data = prefix .. 'data:' .. id
 local roots, reset = {}, {}
-for i = 9, #ARGV, 2 do
+for i = 10, #ARGV, 2 do
   local number, waits = ARGV[i], tonumber(ARGV[i + 1])
   local node = get_node(run, number)
   local t = parse(run, redis.call('HGET', KEYS[1], number), node)
@@ -56,4 +57,5 @@ save(run)
 redis.call('ZREM', prefix .. 'runs.failed', id)
 redis.call('ZADD', prefix .. 'runs.active', run.created, id)
 redis.call('HINCRBY', prefix .. 'stats', 'active:' .. run.workflow, 1)
+if ttl > 0 then redis.call('SET', KEYS[3], id, 'EX', ttl) end
 return { 1, run.launch }
