@@ -1,19 +1,38 @@
-"""Who may call the API. Pure."""
+"""Who may call the API, and what. Pure."""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 from collections.abc import Mapping
+from typing import get_args
 from urllib.parse import urlsplit
 
-from director.models import Struct
+from director.models import Presented, Scope, Struct
 
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 FORWARDING = (
     *("forwarded", "forwarded-for", "via", "x-forwarded", "x-real-ip", "x-client-ip", "x-cluster-client-ip"),
     *("cf-connecting-ip", "true-client-ip", "fly-client-ip"),
 )
-WAY_IN = "Set DIRECTOR_TOKEN and send it as `Authorization: Bearer …`."
+WAY_IN = "Set DIRECTOR_TOKEN or run `director tokens create`, and send a token as `Authorization: Bearer …`."
+
+
+class Grant(Struct, frozen=True):
+    """What a caller may do."""
+
+    scope: Scope
+    workflows: tuple[str, ...] = ()
+    """The only ones; empty: all."""
+
+    def may(self, scope: Scope) -> bool:
+        """Return whether this scope includes another: `run` may read, `admin` may all."""
+        return SCOPES.index(self.scope) >= SCOPES.index(scope)
+
+    def covers(self, workflow: str) -> bool:
+        """Return whether this reaches a workflow."""
+        return not self.workflows or workflow in self.workflows
 
 
 class Denial(Struct, frozen=True):
@@ -23,27 +42,61 @@ class Denial(Struct, frozen=True):
     detail: str
 
 
-def authorize(token: str | None, *, peer: str | None, headers: Mapping[str, str]) -> Denial | None:
-    """Return None for a request that may pass.
+ADMIN = Grant(scope="admin")
 
-    With a token, the request must carry it. Without one, it must come from this machine and from no
-    browser page of another site: loopback peer and `Host`, no proxy, no foreign `Origin`, JSON bodies only.
+
+def bearer(headers: Mapping[str, str]) -> str:
+    """Return the token that a request carries, or nothing."""
+    kind, _, given = headers.get("authorization", "").partition(" ")
+    return given.strip() if kind.lower() == "bearer" else ""
+
+
+def digest(token: str) -> str:
+    """Return what the store knows a token by: the SHA-256 of its latin-1 bytes, hex."""
+    return hashlib.sha256(token.encode("latin-1")).hexdigest()
+
+
+def question(token: str | None, headers: Mapping[str, str]) -> str | None:
+    """Return the digest to ask the store about, "" for whether it has any token; None: DIRECTOR_TOKEN decides."""
+    given = bearer(headers)
+    if token and (not given or _same(given, token)):
+        return None
+    return digest(given) if given else ""
+
+
+def authorize(
+    token: str | None, *, peer: str | None, headers: Mapping[str, str], known: Presented
+) -> Grant | Denial:
+    """Return what a request may do, or why it may not pass.
+
+    Where there is any token, the request must carry a right one. Where there is none, it must come from
+    this machine and from no browser page of another site: loopback peer and `Host`, no proxy, no foreign
+    `Origin`, JSON bodies only.
 
     Args:
         token: DIRECTOR_TOKEN.
         peer: the address that the connection comes from; None for a unix socket.
         headers: by lower-case name, repeats joined by a comma; read as latin-1.
+        known: the store's answer to `question`; empty where that is None.
     """
-    if token:
-        kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode()):
-            return None
+    given = bearer(headers)
+    if token and given and _same(given, token):
+        return ADMIN
+    if known.token is not None:
+        if not known.expired:
+            return Grant(scope=known.token.scope, workflows=known.token.workflows)
+        return Denial(401, f"The token has expired, at {known.token.expires_at}. Ask for a new one.")
+    if token or given or known.any_live:
         detail = "The token is not right." if "authorization" in headers else "A token is needed."
-        return Denial(401, f"{detail} Send DIRECTOR_TOKEN as `Authorization: Bearer …`.")
-    if not _is_loopback(peer):
+        return Denial(401, f"{detail} Send one as `Authorization: Bearer …`.")
+    return _from_here(peer, headers) or ADMIN
+
+
+def _from_here(peer: str | None, headers: Mapping[str, str]) -> Denial | None:
+    if not is_loopback(peer):
         return Denial(401, f"Without a token only this machine may call. {WAY_IN}")
     host = headers.get("host")
-    if not _is_loopback(_host_name(host)):
+    if not is_loopback(_host_name(host)):
         return Denial(401, f"Without a token the Host must be localhost. {WAY_IN}")
     if any(name in FORWARDING or name.startswith("x-forwarded-") for name in headers):
         return Denial(401, f"The request came through a proxy. {WAY_IN}")
@@ -56,17 +109,23 @@ def authorize(token: str | None, *, peer: str | None, headers: Mapping[str, str]
     return None
 
 
-def may_listen(host: str, *, has_token: bool) -> str | None:
-    """Return why the service must not listen on an address, or None."""
-    if has_token or _is_loopback(host):
+def beyond_scope(grant: Grant, scope: Scope) -> Denial | None:
+    """Return why a grant's scope is too small, or None."""
+    if grant.may(scope):
         return None
-    return (
-        f"DIRECTOR_HOST is {host}, which others can reach, and DIRECTOR_TOKEN is not set. "
-        "Set DIRECTOR_TOKEN to a long random text, or DIRECTOR_HOST to 127.0.0.1."
-    )
+    return Denial(403, f'The token\'s scope is "{grant.scope}"; this needs "{scope}".')
 
 
-def _is_loopback(host: str | None) -> bool:
+def beyond_workflows(grant: Grant, workflow: str | None = None) -> Denial | None:
+    """Return why a grant does not reach a workflow, or (None) what concerns all of them; None when it does."""
+    if not grant.workflows or (workflow is not None and grant.covers(workflow)):
+        return None
+    what = "concerns all workflows" if workflow is None else "belongs to another workflow"
+    return Denial(403, f"The token is bound to {', '.join(grant.workflows)}; this {what}.")
+
+
+def is_loopback(host: str | None) -> bool:
+    """Return whether only this machine reaches an address."""
     if host == "localhost":
         return True
     try:
@@ -74,6 +133,10 @@ def _is_loopback(host: str | None) -> bool:
     except ValueError:
         return False
     return bool((getattr(address, "ipv4_mapped", None) or address).is_loopback)
+
+
+def _same(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode("latin-1"), token.encode())
 
 
 def _host_name(host: str | None) -> str | None:

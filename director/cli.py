@@ -2,97 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from director import __version__, deliver, log, render, supervisor
-from director.definitions import Definitions, check_payload
+from director import __version__, cli_tokens, deliver, log, render, supervisor
+from director.command import Context, as_json
+from director.command import print_result as _print
+from director.command import table as _table
+from director.definitions import check_payload
 from director.doctor import Finding, examine, fix, of_files, of_settings
-from director.engine import Engine, Relaunched, new_token
-from director.errors import DirectorError, NotFound, SettingsError
+from director.engine import Relaunched, new_token
+from director.errors import DirectorError, SettingsError
 from director.host import Host
 from director.models import FullRun, Plan
-from director.registry import Discovery, discover
 from director.settings import Settings
 from director.states import ENDED, RUN_STATES, SUCCEEDED
-from director.store import open_store
-from director.store.base import Described, Filter, Store
+from director.store.base import Filter
 
 body_file = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-
-
-def as_json(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a command print JSON; it takes the context too."""
-    return click.option("--json", "json_", is_flag=True, help="Print JSON for programs.")(click.pass_obj(command))
-
-
-class Context:
-    """Settings and store of one command, opened when they are first needed."""
-
-    @cached_property
-    def settings(self) -> Settings:
-        """The settings; read once."""
-        settings = Settings.from_env()
-        log.configure(settings.log_level)
-        return settings
-
-    @cached_property
-    def store(self) -> Store:
-        """The store that the settings name."""
-        return open_store(self.settings)
-
-    @property
-    def engine(self) -> Engine:
-        """An engine that knows what workers have published by now."""
-        engine = Engine()
-        engine.learn(self.do(lambda store: store.task_options()))
-        return engine
-
-    def do(self, call: Callable[[Store], Described[Any]]) -> Any:
-        """Make one call to the store."""
-        return self.store.do(call(self.store))
-
-    def definitions(self, tasks: Mapping[str, str] | None = None) -> Definitions:
-        """Read the project's files; with registered tasks, unknown ones are problems."""
-        return Definitions(self.settings.home, self.settings.environ, tasks)
-
-    def discover(self) -> Discovery:
-        """Import `tasks/`, and make Celery tasks of it."""
-        from director.worker import register
-
-        # Modules print what they like at import.
-        with contextlib.redirect_stdout(sys.stderr):
-            return register(discover(self.settings.home))
-
-    def run_id(self, text: str) -> str:
-        """Return the id that `latest`, an id or the start of one means."""
-        if len(text) == 36:
-            return text
-        runs, _ = self.do(lambda store: store.list(Filter(limit=1 if text == "latest" else 200)))
-        found = [str(run.id) for run in runs if text == "latest" or run.id.startswith(text)]
-        if len(found) != 1:
-            wrong = f'{len(found) or "No"} recent runs have an id that starts with "{text}".'
-            raise NotFound("There is no run yet." if text == "latest" else wrong)
-        return found[0]
-
-    def get(self, run_id: str) -> tuple[FullRun, Plan]:
-        """Return all of a run, with its address, and its plan."""
-        run, plan = self.do(lambda store: store.get(run_id))
-        return self.with_url(run), plan
-
-    def with_url(self, run: Any) -> Any:
-        """Return a run with its address."""
-        return msgspec.structs.replace(run, url=self.settings.run_url(run.id))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -385,6 +320,7 @@ def cancel(context: Context, run: str, json_: bool) -> None:
 for group in (runs, workflow):
     group.add_command(relaunch)
     group.add_command(cancel)
+cli.add_command(cli_tokens.group)
 
 
 # Sources -----------------------------------------------------------------------------------------
@@ -449,20 +385,7 @@ def sources_test(context: Context, name: str, file: Path, event: str | None, jso
     _print(json_, answer, lines or [f'no workflow has a trigger for source "{name}"'])
 
 
-# Printing ----------------------------------------------------------------------------------------
-
-
-def _print(json_: bool, value: Any, lines: Iterable[str] = ()) -> None:
-    """Print a value as JSON, for programs, or lines for people."""
-    for line in [msgspec.json.format(msgspec.json.encode(value), indent=2).decode()] if json_ else lines:
-        click.echo(line)
-
-
-def _table(head: Sequence[str], rows: Sequence[Iterable[str | None]]) -> list[str]:
-    """Return lines of aligned columns; `-` where nothing is."""
-    cells = [head, *(["-" if cell is None else cell for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+# The process's own -----------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:

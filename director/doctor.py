@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from director import access, plan
+from director import plan
 from director.errors import DirectorError
 from director.models import Problem, Project, Run, Struct, TaskOptions, time_ms
 from director.settings import Settings, hide_password
@@ -19,7 +19,7 @@ from director.states import ACTIVE, QUEUED, RUNNING
 from director.store import open_store
 from director.store.base import Filter, Inspection, Store
 from director.store.redis import RedisStore
-from director.supervisor import ServiceLock
+from director.supervisor import ServiceLock, refusal
 
 WAITING_S = 60
 STUCK_S = 600
@@ -371,11 +371,10 @@ def of_folder(where: str, free_mb: int) -> Finding:
 
 def of_settings(settings: Settings) -> Iterator[Finding]:
     """Judge what the environment says."""
-    refusal = access.may_listen(settings.host, has_token=bool(settings.token))
-    if refusal:
-        yield fix("access", refusal)
+    if reason := refusal(settings):
+        yield fix("access", reason)
     else:
-        kind = "with a token" if settings.token else "without a token, for this machine only"
+        kind = f"with a token{'' if settings.token else '; while there is none, for this machine only'}"
         yield ok("access", f"{settings.host}:{settings.port} {kind}")
     for warning in settings.warnings:
         yield note("settings", warning)

@@ -5,6 +5,7 @@ A `Workflow`, a `Run` and a `TaskRun` are also what the API answers with, as the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -346,6 +347,37 @@ class FullRun(Run, frozen=True):
     tasks: tuple[TaskRun, ...] = ()
 
 
+# --- access --------------------------------------------------------------------------------------
+
+Scope = Literal["read", "run", "admin"]
+"""What a token may do; each includes those before it."""
+
+
+class AccessToken(Struct, frozen=True):
+    """What lets a caller in, as it is shown: never the token itself, nor its hash."""
+
+    id: str
+    name: str
+    scope: Scope
+    workflows: tuple[str, ...]
+    """The only ones that it reaches; empty: all."""
+    created_at: str
+    expires_at: str | None
+    """None: never."""
+    last_used_at: str | None
+    """To the minute."""
+
+
+class Presented(Struct, frozen=True):
+    """What the store knows of what a caller has sent."""
+
+    token: AccessToken | None = None
+    """The one with that hash, an expired one too."""
+    expired: bool = False
+    any_live: bool = False
+    """There is a token that has not expired, this or another."""
+
+
 def time_text(ms: int | None) -> str | None:
     """Return milliseconds since 1970 as RFC 3339, UTC, with milliseconds."""
     # Three times as fast as strftime; each delivery has one.
@@ -355,3 +387,9 @@ def time_text(ms: int | None) -> str | None:
 def time_ms(text: str) -> int:
     """Return what `time_text` was given."""
     return round(datetime.fromisoformat(text).timestamp() * 1000)
+
+
+def duration_s(text: str) -> int | None:
+    """Return the seconds of a text such as 90, 90s, 15m, 26h or 7d; None for any other."""
+    found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
+    return int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else None

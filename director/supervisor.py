@@ -33,6 +33,8 @@ STEADY_S = 60.0
 """A worker that lived so long starts over with the first pause."""
 KILL_AFTER_S = 5.0
 PUBLISH_AFTER_S = 0.3
+REFUSE_AFTER_S = 2.0
+"""How long the store has to say whether there is an access token."""
 Role = Literal["service", "web", "command"]
 """A service executes runs while it is there, a web service without a worker none, a command its own run."""
 
@@ -90,8 +92,8 @@ class ServiceLock:
 
 def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> int:
     """Run the service until a signal stops it; return the exit status."""
-    if refusal := access.may_listen(settings.host, has_token=bool(settings.token)):
-        raise SettingsError(refusal)
+    if reason := refusal(settings):
+        raise SettingsError(reason)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(contextlib.closing(_listen(settings)))
         if settings.embedded:
@@ -124,6 +126,23 @@ def up(settings: Settings, *, worker: bool = True, scheduler: bool = True) -> in
         # handed back, so this process has nothing left to do.
         log.exit_at_once(status)
     return status
+
+
+def refusal(settings: Settings) -> str | None:
+    """Return why the service must not listen where it is told to, or None; asks the store only if that decides."""
+    if settings.token or access.is_loopback(settings.host):
+        return None
+    try:
+        with contextlib.closing(open_store(settings, timeout_s=REFUSE_AFTER_S)) as store:
+            if store.do(store.authenticate("")).any_live:
+                return None
+        why = "no access token is in force"
+    except DirectorError as exc:
+        why = f"whether an access token is in force is not known ({exc})"
+    return (
+        f"DIRECTOR_HOST is {settings.host}, which others can reach; DIRECTOR_TOKEN is not set, and {why}. "
+        "Set it to a long random text, or run `director tokens create`, or set DIRECTOR_HOST to 127.0.0.1."
+    )
 
 
 def scheduler(settings: Settings) -> int:
@@ -210,7 +229,7 @@ def _introduce(settings: Settings, service: Service, listener: socket.socket) ->
         f"  broker     {settings.broker_name}",
         f"  workflows  {', '.join(project.workflows) or 'none'}",
         f"  sources    {sources or 'none'}",
-        f"  access     {'token' if settings.token else 'this machine only (no DIRECTOR_TOKEN)'}",
+        f"  access     with a token{'' if settings.token else '; while there is none, this machine only'}",
         *(f"  problem    {text}" for text in problems),
     ]
     print("\n".join(lines), file=sys.stderr, flush=True)

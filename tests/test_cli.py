@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from director.models import time_ms
 from director.signing import SignedRequest, scheme, verify
 from tests.conftest import free_port
 from tests.processes import calls, project, until, worker
@@ -435,3 +436,65 @@ def test_with_redis_a_command_only_starts_and_follow_waits(home, director, redis
         assert re.search(r"✓ ONE +succeeded", out)
         done = run("workflow", "run", "w.ONE", "--follow", "--json")
         assert json.loads(done.stdout)["status"] == "succeeded"
+
+
+# Access tokens
+
+
+def test_a_token_is_printed_once_listed_and_revoked(director):
+    made = director(
+        "tokens", "create", "--scope", "run", "--workflow", "w.ONE", "--expires", "90d", "--name", "CI"
+    )
+    assert made.returncode == 0
+    assert re.fullmatch(r"director_[\w-]{43}\n", made.stdout)
+    id_ = re.fullmatch(r"id ([0-9a-f]{8})\n", made.stderr)[1]
+    listed = director("tokens", "list").stdout
+    assert re.search(rf"^{id_}  run    w\.ONE      \S+  \S+  -          CI$", listed, re.M)
+    (shown,) = json.loads(director("tokens", "list", "--json").stdout)["tokens"]
+    assert (shown["id"], shown["scope"], shown["workflows"], shown["last_used_at"]) == (
+        id_,
+        "run",
+        ["w.ONE"],
+        None,
+    )
+    assert time_ms(shown["expires_at"]) - time_ms(shown["created_at"]) == 90 * 86_400_000
+    assert made.stdout.strip() not in listed
+    assert director("tokens", "revoke", id_).stdout == f"{id_}\n"
+    assert json.loads(director("tokens", "list", "--json").stdout) == {"tokens": []}
+    gone = director("tokens", "revoke", id_)
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert f'No token has the id "{id_}"' in gone.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "--scope"),
+        (["--scope", "write"], "'read', 'run', 'admin'"),
+        (["--scope", "read", "--workflow", "w.OEN"], 'no workflow is named "w.OEN"; did you mean "w.ONE"?'),
+        (["--scope", "read", "--expires", "soon"], "--expires: must be a time such as 90d"),
+        (["--scope", "read", "--name", "\x1b[2J"], "--name: must be a text"),
+    ],
+)
+def test_a_token_that_makes_no_sense_is_wrong_usage(director, options, words):
+    done = director("tokens", "create", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["embedded", "redis"])
+def test_a_token_of_the_command_opens_a_running_service(home, director, redis_url, mode):
+    env = {"DIRECTOR_REDIS_URL": redis_url} if mode == "redis" else {}
+    made = json.loads(director("tokens", "create", "--scope", "read", "--json", **env).stdout)
+    service = Service(home, "web", DIRECTOR_HOST="0.0.0.0", **env)
+    try:
+        service.wait_up()
+        assert service.call("GET", "/runs")[0] == 401
+        assert service.call("GET", "/runs", token=made["token"])[0] == 200
+        assert service.call("POST", "/tick", token=made["token"])[0] == 403
+        assert json.loads(director("tokens", "list", "--json", **env).stdout)["tokens"][0]["last_used_at"]
+        assert director("tokens", "revoke", made["id"], **env).returncode == 0
+        assert service.call("GET", "/runs", token=made["token"])[0] == 401
+    finally:
+        service.stop()
+    assert made["token"] not in service.log.read_text()

@@ -15,7 +15,7 @@ FLOORS = [
     "grammar",
     "definitions registry",
     "store",
-    "engine",
+    "engine tokens",
     "execution broker scheduler deliveries",
     "parent loop transport",
     "worker",
@@ -23,6 +23,8 @@ FLOORS = [
     "web",
     "deliver supervisor render",
     "host doctor",
+    "command",
+    "cli_tokens",
     "cli",
 ]
 HOMES = {
@@ -40,7 +42,7 @@ HOMES = {
     "referencing": {"schemas"},
     "jmespath": {"triggers"},
     "structlog": {"log"},
-    "click": {"cli"},
+    "click": {"cli", "cli_tokens", "command"},
     "rich": {"render"},
     "dotenv": {"settings"},
     "uuid_utils": {"engine"},

@@ -48,11 +48,13 @@ class Service:
                 [sys.executable, "-m", "director", *(command or ("up",))], env=environ, stderr=log, stdout=log
             )
 
-    def call(self, method, path, body=None):
+    def call(self, method, path, body=None, token=None):
         """Return status, body and headers."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=data, method=method)
         request.add_header("Content-Type", "application/json")
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return answer.status, json.loads(answer.read() or b"null"), answer.headers
@@ -183,7 +185,12 @@ def test_a_busy_port_is_named(home):
 @pytest.mark.parametrize(
     ("env", "status", "words"),
     [
-        ({"DIRECTOR_HOST": "0.0.0.0"}, 2, "DIRECTOR_TOKEN is not set"),
+        ({"DIRECTOR_HOST": "0.0.0.0"}, 2, "DIRECTOR_TOKEN is not set, and no access token is in force"),
+        (
+            {"DIRECTOR_HOST": "0.0.0.0", "DIRECTOR_REDIS_URL": "redis://127.0.0.1:1"},
+            2,
+            "whether an access token is in force is not known (Redis at redis://127.0.0.1:1 did not answer",
+        ),
         ({"DIRECTOR_REDIS_URL": "localhost:6379"}, 2, "expected a URL such as redis://localhost:6379/0"),
         ({"PORT": "x", "DIRECTOR_CONCURRENCY": "0"}, 2, "PORT is"),
         ({"DIRECTOR_BROKER_URI": "amqp://localhost"}, 2, "DIRECTOR_REDIS_URL is not set"),

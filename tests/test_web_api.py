@@ -369,7 +369,7 @@ def test_public_status_needs_no_token(tmp_path):
         public = web.client.get("/status").json()["problems"]
         known = web.client.get("/status", headers={"authorization": "Bearer right"}).json()["problems"]
         assert len(known) > 1
-        assert public == [f"{len(known)} problems; the token shows them."]
+        assert public == [f"{len(known)} problems; a token for all workflows shows them."]
         assert web.client.get("/status/plain").status_code == 200
         problem(web.client.get("/runs"), 401)
 
@@ -402,14 +402,16 @@ def test_every_documented_route_answers_and_none_is_missing(web):
     expected = {
         *("/hooks/{source}", "/workflows", "/workflows/{name}", "/workflows/{name}/runs", "/runs"),
         *("/runs/{run_id}", "/runs/{run_id}/relaunch", "/runs/{run_id}/cancel", "/status"),
-        *("/status/{workflow}", "/sources", "/health/live", "/health/ready"),
+        *("/status/{workflow}", "/sources", "/health/live", "/health/ready", "/tokens", "/tokens/{token_id}"),
         *("/deliveries", "/deliveries/{delivery}", "/deliveries/{delivery}/replay"),
     }
     assert set(document["paths"]) >= expected
     for path, item in document["paths"].items():
         for method, operation in item.items():
             assert operation["summary"]
-            address = path.format(source="nobody", name="plain", run_id="x", workflow="plain", delivery="x")
+            address = path.format(
+                source="nobody", name="plain", run_id="x", workflow="plain", delivery="x", token_id="x"
+            )
             given = web.client.request(method, address, headers={"content-type": "application/json"})
             assert given.status_code != 405
             assert given.status_code < 500
@@ -420,7 +422,7 @@ def test_every_documented_route_answers_and_none_is_missing(web):
 def test_the_document_is_valid(web):
     schema = schemathesis.openapi.from_dict(web.client.get("/schema/openapi.json").json())
     schema.validate()
-    assert len(list(schema.get_all_operations())) == 19
+    assert len(list(schema.get_all_operations())) == 22
 
 
 def test_nothing_else_is_below_schema(web):

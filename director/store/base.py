@@ -15,7 +15,18 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from director.errors import Conflict, DirectorError, NotFound
-from director.models import Delivery, FullRun, Plan, Run, Struct, TaskError, TaskOptions
+from director.models import (
+    AccessToken,
+    Delivery,
+    FullRun,
+    Plan,
+    Presented,
+    Run,
+    Scope,
+    Struct,
+    TaskError,
+    TaskOptions,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,6 +47,8 @@ SWEEP_LIMIT = 200
 """Task runs that one sweep changes at most, of each kind."""
 PRUNE_LIMIT = 100
 """Runs that one pass of retention removes at most."""
+USE_NOTED_MS = 60_000
+"""How often at most the use of an access token is written down."""
 
 
 KEEP_DELIVERIES = (1000, 200)
@@ -263,6 +276,18 @@ class Outbox(Struct, frozen=True):
     plan: str
     queued_at: int
     hook: str = ""
+
+
+class NewToken(Struct, frozen=True):
+    """An access token to be kept; the token itself stays with its maker."""
+
+    id: str
+    digest: str
+    """`access.digest` of the token."""
+    scope: Scope
+    workflows: tuple[str, ...] = ()
+    name: str = ""
+    expires_in_ms: int | None = None
 
 
 class Inspection(Struct, frozen=True):
@@ -505,6 +530,31 @@ class Store(ABC):
     @abstractmethod
     def task_options(self) -> Described[dict[str, TaskOptions]]:
         """Return what workers have published."""
+
+    # Access tokens
+
+    @abstractmethod
+    def add_token(self, new: NewToken) -> Described[AccessToken]:
+        """Keep a token. Again: the first answer. Raises Conflict when another one has its id."""
+
+    @abstractmethod
+    def tokens(self) -> Described[tuple[AccessToken, ...]]:
+        """Return all tokens, oldest first; expired ones stay until they are revoked."""
+
+    @abstractmethod
+    def revoke(self, token_id: str) -> Described[None]:
+        """Forget a token: from then on it is unknown.
+
+        Raises NotFound when there is none. So does the second call, whose caller learns all the same that
+        nobody gets in with it any more.
+        """
+
+    @abstractmethod
+    def authenticate(self, digest: str) -> Described[Presented]:
+        """Return the token with that hash, and whether any counts; "" asks for the second only.
+
+        The use of one that has not expired is noted, once in USE_NOTED_MS.
+        """
 
     # Reading
 

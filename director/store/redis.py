@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import msgspec
 
 from director.errors import DirectorError, NotFound, StoreUnavailable
-from director.models import Delivery, FullRun, Plan, Run, TaskError, TaskOptions, time_text
+from director.models import AccessToken, Delivery, FullRun, Plan, Presented, Run, TaskError, TaskOptions, time_text
 from director.settings import hide_password
 from director.states import LETTER, WORD
-from director.store import base, keys, rules
+from director.store import base, keys, rules, tokens
 from director.store.base import Begun, Described, Finished, NewRun, Outbox, Outcome, Ref, Started, Store, Swept
 
 if TYPE_CHECKING:
@@ -414,6 +414,43 @@ class RedisStore(Store):
 
         return RedisCall("", [], ["HGETALL", self._key("tasks")], read)
 
+    # Access tokens
+
+    def add_token(self, new: base.NewToken) -> RedisCall[AccessToken]:
+        facts = tokens.facts(new)
+
+        def read(reply: Any) -> AccessToken:
+            if reply == 0:
+                raise tokens.taken(new.id)
+            created, expires = reply
+            return _token(new.id, created, expires, "", facts)
+
+        lasts = "" if new.expires_in_ms is None else new.expires_in_ms
+        return RedisCall("add_token", [], [new.id, new.digest, lasts, facts], read)
+
+    def tokens(self) -> RedisCall[tuple[AccessToken, ...]]:
+        def read(reply: Any) -> tuple[AccessToken, ...]:
+            found = (_token(*row) for row in _groups(reply, 5))
+            return tuple(sorted(found, key=lambda token: (token.created_at, token.id)))
+
+        return RedisCall("tokens", [], [], read)
+
+    def revoke(self, token_id: str) -> RedisCall[None]:
+        def read(reply: Any) -> None:
+            if reply == 0:
+                raise tokens.missing(token_id)
+
+        return RedisCall("revoke", [], [token_id], read)
+
+    def authenticate(self, digest: str) -> RedisCall[Presented]:
+        def read(reply: Any) -> Presented:
+            live, *found = reply
+            if not found:
+                return Presented(any_live=bool(live))
+            return Presented(token=_token(*found[1:]), expired=bool(found[0]), any_live=bool(live))
+
+        return RedisCall("authenticate", [], [digest, base.USE_NOTED_MS], read)
+
     # Reading
 
     def plan(self, digest: str) -> RedisCall[Plan]:
@@ -526,6 +563,11 @@ def _there(run_id: str, reply: Any) -> Any:
     if reply is None:
         raise base.no_run(run_id)
     return reply
+
+
+def _token(id_: bytes | str, created: bytes, expires: bytes, used: bytes | str, facts: bytes) -> AccessToken:
+    until, last = (int(ms) if ms else None for ms in (expires, used))
+    return tokens.token(_text(id_), int(created), until, last, facts)
 
 
 def _fire(fire: base.Fire | None) -> tuple[Any, ...]:

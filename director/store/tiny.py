@@ -15,9 +15,9 @@ from tinydb import TinyDB
 from tinydb.table import Document, Table
 
 from director.errors import NotFound, StoreUnavailable
-from director.models import Delivery, FullRun, Plan, Run, TaskError, TaskOptions, time_text
+from director.models import AccessToken, Delivery, FullRun, Plan, Presented, Run, TaskError, TaskOptions, time_text
 from director.states import ENDED, WORD
-from director.store import base, rules
+from director.store import base, rules, tokens
 from director.store.base import LEASE_MS, Begun, Described, Finished, NewRun, Outbox, Outcome, Ref, Started, Swept
 from director.store.files import Data, SafeStorage, files_of
 from director.store.inbox import Inbox
@@ -518,6 +518,44 @@ class TinyStore(base.Store):
     def task_options(self) -> dict[str, TaskOptions]:
         return {name: msgspec.convert(row, TaskOptions) for name, row in self._rows("tasks").items()}
 
+    # Access tokens
+
+    @_described
+    def add_token(self, new: base.NewToken) -> AccessToken:
+        row = self._rows("tokens").get(new.id)
+        if row is None:
+            expires = None if new.expires_in_ms is None else self._now + new.expires_in_ms
+            row = {"digest": new.digest, "created": self._now, "expires": expires, "used": None}
+            row["facts"] = tokens.facts(new).decode()
+            self._put("tokens", new.id, row)
+        elif row["digest"] != new.digest:
+            raise tokens.taken(new.id)
+        return _token(new.id, {**row, "used": None})
+
+    @_described
+    def tokens(self) -> tuple[AccessToken, ...]:
+        rows = sorted(self._rows("tokens").items(), key=lambda item: (item[1]["created"], item[0]))
+        return tuple(_token(id_, row) for id_, row in rows)
+
+    @_described
+    def revoke(self, token_id: str) -> None:
+        if token_id not in self._rows("tokens"):
+            raise tokens.missing(token_id)
+        self._remove("tokens", [token_id])
+
+    @_described
+    def authenticate(self, digest: str) -> Presented:
+        rows = self._rows("tokens")
+        live = {id_ for id_, row in rows.items() if row["expires"] is None or row["expires"] > self._now}
+        found = next((id_ for id_, row in rows.items() if row["digest"] == digest), None)
+        if found is None:
+            return Presented(any_live=bool(live))
+        row = rows[found]
+        if found in live and (row["used"] is None or self._now - row["used"] >= base.USE_NOTED_MS):
+            row = {**row, "used": self._now}
+            self._put("tokens", found, row)
+        return Presented(token=_token(found, row), expired=found not in live, any_live=bool(live))
+
     # Reading
 
     @_described
@@ -582,6 +620,10 @@ class TinyStore(base.Store):
         alive = sum(row["at"] >= self._now - LEASE_MS for row in self._rows("workers").values())
         oldest = (self._now - min(queued)) / 1000 if queued else None
         return base.StoreState(queued=len(queued), oldest_queued_s=oldest, workers=alive, workflows=lines)
+
+
+def _token(id_: str, row: Mapping[str, Any]) -> AccessToken:
+    return tokens.token(id_, row["created"], row["expires"], row["used"], row["facts"])
 
 
 def _made_at(run_id: str) -> int:

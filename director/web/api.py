@@ -15,13 +15,15 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from director import states
+from director.access import Grant
 from director.engine import new_token
 from director.errors import InvalidPayload, NotFound
-from director.models import FullRun, Run, Workflow
+from director.models import FullRun, Plan, Run, Workflow
 from director.store.base import Dedupe, Filter, ScheduleState, WorkflowState
-from director.web import bodies, schedules, shapes
+from director.web import auth, bodies, schedules, shapes
 from director.web.problems import Refusal
 from director.web.service import Service
+from director.web.status import known_to
 
 IDEMPOTENCY_S = 72 * 3600
 MAX_WAIT_S = 60.0
@@ -59,17 +61,18 @@ def shown(run: Any, service: Service) -> Any:
     return msgspec.structs.replace(run, url=service.settings.run_url(run.id))
 
 
-@get("/workflows", summary="All workflows", operation_id="ListWorkflows")
-async def list_workflows(service: NamedDependency[Service]) -> shapes.WorkflowList:
+@get("/workflows", summary="All workflows", operation_id="ListWorkflows", scope="read", bound="handler")
+async def list_workflows(service: NamedDependency[Service], grant: NamedDependency[Grant]) -> shapes.WorkflowList:
     """Return every workflow in service with its newest run, and every problem of the files."""
     project = service.definitions.project
-    known = await service.do(service.store.state(list(project.workflows)))
-    due = await schedules.states(service, project.workflows.values())
-    views = [_view(workflow, known.workflows[name], due) for name, workflow in project.workflows.items()]
-    return shapes.WorkflowList(workflows=views, problems=[str(problem) for problem in project.problems])
+    workflows = {name: workflow for name, workflow in project.workflows.items() if grant.covers(name)}
+    known = await service.do(service.store.state(list(workflows)))
+    due = await schedules.states(service, workflows.values())
+    views = [_view(workflow, known.workflows[name], due) for name, workflow in workflows.items()]
+    return shapes.WorkflowList(workflows=views, problems=known_to(grant, list(map(str, project.problems))))
 
 
-@get("/workflows/{name:str}", summary="One workflow", operation_id="GetWorkflow")
+@get("/workflows/{name:str}", summary="One workflow", operation_id="GetWorkflow", scope="read", bound="path")
 async def get_workflow(service: NamedDependency[Service], name: FromPath[str]) -> shapes.WorkflowView:
     """Return a workflow's definition and its newest run."""
     workflow = service.definitions.workflow(name)
@@ -87,6 +90,8 @@ def _view(workflow: Workflow, known: WorkflowState, due: Mapping[str, ScheduleSt
     summary="Start a run; the body is its payload",
     status_code=202,
     operation_id="StartRun",
+    scope="run",
+    bound="path",
 )
 async def start_run(
     request: AnyRequest,
@@ -151,7 +156,13 @@ async def _wait(service: Service, run_id: str, seconds: float) -> FullRun:
         pause_s = min(pause_s * 1.5, longest_s)
 
 
-@get("/workflows/{name:str}/runs", summary="Runs of a workflow", operation_id="ListRunsOfWorkflow")
+@get(
+    "/workflows/{name:str}/runs",
+    summary="Runs of a workflow",
+    operation_id="ListRunsOfWorkflow",
+    scope="read",
+    bound="path",
+)
 async def list_runs_of_workflow(
     service: NamedDependency[Service],
     name: FromPath[str],
@@ -169,9 +180,10 @@ async def list_runs_of_workflow(
     return page
 
 
-@get("/runs", summary="Runs, newest first", operation_id="ListRuns")
+@get("/runs", summary="Runs, newest first", operation_id="ListRuns", scope="read", bound="handler")
 async def list_runs(
     service: NamedDependency[Service],
+    grant: NamedDependency[Grant],
     workflow: Text = None,
     status: Text = None,
     since: Text = None,
@@ -180,6 +192,12 @@ async def list_runs(
     limit: Limit = 50,
 ) -> shapes.RunList:
     """Return runs, filtered; `next` is the cursor of the next page."""
+    if grant.workflows and workflow is None:
+        if len(grant.workflows) > 1:
+            names = ", ".join(grant.workflows)
+            raise Refusal(403, f"The token is bound to {names}; add `?workflow=` with one of them.")
+        workflow = grant.workflows[0]
+    auth.hold(grant, workflow or "")
     times = _instant("since", since), _instant("until", until)
     return await _list(service, Filter(workflow, status, *times, _cursor(cursor), limit))
 
@@ -211,19 +229,37 @@ def _instant(name: str, text: str | None) -> int | None:
     raise Refusal(400, f'{name} is "{text}"; expected a time such as 2030-01-31T08:00:00Z.')
 
 
-@get("/runs/{run_id:str}", summary="All of a run", operation_id="GetRun")
-async def get_run(service: NamedDependency[Service], run_id: FromPath[str]) -> FullRun:
+async def _load(service: Service, grant: Grant, run_id: str) -> tuple[FullRun, Plan]:
+    """Return a run that the caller may see, and its plan."""
+    run, pinned = await service.do(service.store.get(run_id))
+    auth.hold(grant, run.workflow)
+    return run, pinned
+
+
+@get("/runs/{run_id:str}", summary="All of a run", operation_id="GetRun", scope="read", bound="handler")
+async def get_run(
+    service: NamedDependency[Service], grant: NamedDependency[Grant], run_id: FromPath[str]
+) -> FullRun:
     """Return a run with payload, task runs, results and errors."""
-    run, _ = await service.do(service.store.get(run_id))
+    run, _ = await _load(service, grant, run_id)
     found: FullRun = shown(run, service)
     return found
 
 
 @post(
-    "/runs/{run_id:str}/relaunch", summary="Run again what is needed", status_code=202, operation_id="RelaunchRun"
+    "/runs/{run_id:str}/relaunch",
+    summary="Run again what is needed",
+    status_code=202,
+    operation_id="RelaunchRun",
+    scope="run",
+    bound="handler",
 )
 async def relaunch_run(
-    request: AnyRequest, service: NamedDependency[Service], run_id: FromPath[str], plan: FromQuery[bool] = False
+    request: AnyRequest,
+    service: NamedDependency[Service],
+    grant: NamedDependency[Grant],
+    run_id: FromPath[str],
+    plan: FromQuery[bool] = False,
 ) -> Response[shapes.Relaunch]:
     """Relaunch from what failed, from the start, or from a task; `plan=1` only says what would run."""
     order, _ = await read_object(request)
@@ -237,7 +273,7 @@ async def relaunch_run(
             'The body must be {"from": "failed", "start" or a task\'s key, "payload": an object}, both optional.',
             wrong,
         )
-    run, pinned = await service.do(service.store.get(run_id))
+    run, pinned = await _load(service, grant, run_id)
     engine, find = await service.informed(), service.definitions.workflow
     done = engine.relaunch(run, pinned, find, origin=origin, payload=payload, trigger={"kind": "api"})
     if not plan:
@@ -247,9 +283,20 @@ async def relaunch_run(
     return Response(shape, status_code=200 if plan else 202, headers={} if plan else {"Location": url})
 
 
-@post("/runs/{run_id:str}/cancel", summary="End a run at once", status_code=202, operation_id="CancelRun")
-async def cancel_run(service: NamedDependency[Service], run_id: FromPath[str]) -> shapes.StartedRun:
+@post(
+    "/runs/{run_id:str}/cancel",
+    summary="End a run at once",
+    status_code=202,
+    operation_id="CancelRun",
+    scope="run",
+    bound="handler",
+)
+async def cancel_run(
+    service: NamedDependency[Service], grant: NamedDependency[Grant], run_id: FromPath[str]
+) -> shapes.StartedRun:
     """Cancel a run that has not ended."""
+    if grant.workflows:
+        await _load(service, grant, run_id)  # a run's workflow never changes
     await service.do(service.store.cancel(run_id, new_token()))
     run: Run = (await service.do(service.store.get(run_id)))[0]
     url = service.settings.run_url(run_id)

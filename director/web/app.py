@@ -17,7 +17,7 @@ from director import log
 from director.loop import Loop
 from director.settings import MAX_PAYLOAD_BYTES, Settings
 from director.store import open_store
-from director.web import api, auth, deliveries, openapi, problems, schedules, status
+from director.web import api, auth, deliveries, openapi, problems, schedules, status, tokens
 from director.web.service import Service
 from director.web.webhooks import Webhooks
 
@@ -70,9 +70,12 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, schedul
             service.close()
 
     return App(
-        [*api.HANDLERS, *deliveries.HANDLERS, *schedules.HANDLERS, *status.HANDLERS],
+        [*api.HANDLERS, *deliveries.HANDLERS, *schedules.HANDLERS, *status.HANDLERS, *tokens.HANDLERS],
         guards=[auth.require_access],
-        dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
+        dependencies={
+            "service": Provide(lambda: service, sync_to_thread=False),
+            "grant": Provide(auth.grant_of, sync_to_thread=False),
+        },
         lifespan=[lifespan],
         state=State({"service": service, "webhooks": webhooks}),
         exception_handlers=problems.HANDLERS,

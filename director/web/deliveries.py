@@ -29,7 +29,7 @@ async def _written(request: AnyRequest) -> None:
         await request.app.state.webhooks.inbox.flush()
 
 
-@get("/deliveries", summary="The inbox, newest first", operation_id="ListDeliveries")
+@get("/deliveries", summary="The inbox, newest first", operation_id="ListDeliveries", scope="read")
 async def list_deliveries(
     request: AnyRequest,
     service: NamedDependency[Service],
@@ -46,7 +46,7 @@ async def list_deliveries(
     return shapes.DeliveryList(deliveries=list(found), next=following)
 
 
-@get("/deliveries/{delivery:str}", summary="One delivery, with its body", operation_id="GetDelivery")
+@get("/deliveries/{delivery:str}", summary="One delivery, with its body", operation_id="GetDelivery", scope="read")
 async def get_delivery(
     request: AnyRequest, service: NamedDependency[Service], delivery: FromPath[str]
 ) -> FullDelivery:
@@ -56,7 +56,11 @@ async def get_delivery(
 
 
 @post(
-    "/deliveries/{delivery:str}/replay", summary="Do again what it wants", status_code=202, operation_id="Replay"
+    "/deliveries/{delivery:str}/replay",
+    summary="Do again what it wants",
+    status_code=202,
+    operation_id="Replay",
+    scope="run",
 )
 async def replay(
     request: AnyRequest, service: NamedDependency[Service], delivery: FromPath[str]

@@ -11,6 +11,8 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.router import Router
 
 from director import __version__
+from director.access import SCOPES
+from director.tokens import MAX_NAME
 from director.web import auth, problems, shapes
 
 _TEXTS = {"type": "array", "items": {"type": "string"}}
@@ -54,12 +56,29 @@ _ORDER = {
         "payload": {"type": ["object", "null"], "description": "Instead of the run's; makes a new run."},
     },
 }
+_TOKEN = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["scope"],
+    "properties": {
+        "scope": {"type": "string", "enum": list(SCOPES), "description": "Each includes those before it."},
+        "workflows": {"type": ["array", "null"], "items": {"type": "string"}, "description": "None: all."},
+        "expires_in": {"type": ["string", "null"], "description": "Such as 90d, 12h or 30m; else never."},
+        "name": {"type": ["string", "null"], "maxLength": MAX_NAME, "description": "Who has it."},
+    },
+}
 
 
 def config() -> OpenAPIConfig:
     """Return the configuration: one JSON document, no pages."""
     # Below /schema there is this document only; Litestar would answer anything else with a page.
-    router = Router("/schema", route_handlers=[], include_in_schema=False, guards=[auth.require_document])
+    router = Router(
+        "/schema",
+        route_handlers=[],
+        include_in_schema=False,
+        guards=[auth.require_document],
+        opt={"scope": "read", "bound": "handler"},  # it is the same for everybody
+    )
     return OpenAPIConfig(
         title="director",
         version=__version__,
@@ -86,8 +105,11 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
             answers = {code: answer for code, answer in operation["responses"].items() if code < "400"}
             item[method] = {**operation, "responses": {**answers, "default": _problem("Why it was refused")}}
     start, relaunch = (paths[path]["post"] for path in ("/workflows/{name}/runs", "/runs/{run_id}/relaunch"))
-    for operation, body, text in ((start, {"type": "object"}, _ENDED), (relaunch, _ORDER, _PLANNED)):
-        operation["requestBody"] = {"required": False, "content": {"application/json": {"schema": body}}}
+    bodies = ((start, {"type": "object"}), (relaunch, _ORDER), (paths["/tokens"]["post"], _TOKEN))
+    for operation, body in bodies:
+        required = "required" in body
+        operation["requestBody"] = {"required": required, "content": {"application/json": {"schema": body}}}
+    for operation, text in ((start, _ENDED), (relaunch, _PLANNED)):
         operation["responses"]["200"] = {**operation["responses"]["202"], "description": text}
     start["parameters"] = [*start["parameters"], _KEY]
     paths["/hooks/{source}"] = {"post": _hook(delivery)}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from litestar import get, post
 from litestar.di import NamedDependency
 
+from director.access import Grant
 from director.models import Workflow
 from director.store.base import ScheduleState
 from director.web import shapes
@@ -28,10 +29,10 @@ def next_due(workflow: Workflow, known: Mapping[str, ScheduleState]) -> str | No
     )
 
 
-@get("/schedules", summary="What starts when", operation_id="ListSchedules")
-async def list_schedules(service: NamedDependency[Service]) -> shapes.ScheduleList:
+@get("/schedules", summary="What starts when", operation_id="ListSchedules", scope="read", bound="handler")
+async def list_schedules(service: NamedDependency[Service], grant: NamedDependency[Grant]) -> shapes.ScheduleList:
     """Return every schedule, its next due time, its last run and what it has skipped."""
-    workflows = service.definitions.project.workflows.values()
+    workflows = [one for one in service.definitions.project.workflows.values() if grant.covers(one.name)]
     known = await states(service, workflows)
     return shapes.ScheduleList(
         schedules=[
@@ -57,7 +58,7 @@ async def list_schedules(service: NamedDependency[Service]) -> shapes.ScheduleLi
     )
 
 
-@post("/tick", summary="Fire what is due, mend what is stuck", status_code=200, operation_id="Tick")
+@post("/tick", summary="Fire what is due, mend what is stuck", status_code=200, operation_id="Tick", scope="run")
 async def tick(service: NamedDependency[Service]) -> shapes.Ticked:
     """Make one pass of the scheduler, for a clock outside: where no scheduler runs, or the machine sleeps."""
     done = await service.tick()

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from director.models import Delivery, Run, Workflow
+from director.models import AccessToken, Delivery, Run, Workflow
 from director.store.base import WorkflowState
 
 
@@ -159,6 +159,19 @@ class Ticked(msgspec.Struct):
     requeued: int
     """Task runs that go on: their worker or message was lost, or their wait is over."""
     next_due: str | None
+
+
+class TokenList(msgspec.Struct):
+    """All access tokens, oldest first."""
+
+    tokens: tuple[AccessToken, ...]
+
+
+class CreatedToken(AccessToken, frozen=True):
+    """A new access token."""
+
+    token: str
+    """To be sent as `Authorization: Bearer …`; it is never shown again."""
 
 
 class Status(msgspec.Struct):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import re
 import socket
 import time
 from collections.abc import Mapping
@@ -18,22 +17,26 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from director import states
+from director.access import Grant
 from director.errors import StoreUnavailable
-from director.models import Workflow, time_ms, time_text
+from director.models import Workflow, duration_s, time_ms, time_text
 from director.store.base import ScheduleState, StoreState, WorkflowState
-from director.web import auth, schedules, shapes
+from director.web import schedules, shapes
 from director.web.problems import Refusal
 from director.web.service import Service
 
-_AGE = re.compile(r"(\d{1,9})([smhd]?)")
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+GLANCE: dict[str, Any] = {"scope": "read", "glance": True}
+"""Options of what DIRECTOR_PUBLIC_STATUS opens."""
 
 
-@get("/status", summary="Everything at a glance", operation_id="GetStatus", glance=True)
-async def status(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[shapes.Status]:
+@get("/status", summary="Everything at a glance", operation_id="GetStatus", **GLANCE, bound="handler")
+async def status(
+    request: Request[Any, Any, Any], service: NamedDependency[Service], grant: NamedDependency[Grant | None]
+) -> Response[shapes.Status]:
     """Return workers, queue, problems and a line for each workflow; `ETag` for what changes rarely."""
-    may_read = auth.denial(request) is None
     workflows = service.definitions.project.workflows
+    if grant is not None:
+        workflows = {name: workflow for name, workflow in workflows.items() if grant.covers(name)}
     known = await service.do(service.store.state(list(workflows)))
     due = await schedules.states(service, workflows.values())
     found = problems_of(service, known)
@@ -45,7 +48,7 @@ async def status(request: Request[Any, Any, Any], service: NamedDependency[Servi
         workers=known.workers,
         queued=known.queued,
         oldest_queued_s=known.oldest_queued_s,
-        problems=found if may_read or not found else [f"{len(found)} problems; the token shows them."],
+        problems=known_to(grant, found),
         workflows={name: _line(state, workflows[name], due) for name, state in known.workflows.items()},
     )
     return _tagged(request, shape, msgspec.structs.replace(shape, at="", oldest_queued_s=None))
@@ -55,7 +58,8 @@ async def status(request: Request[Any, Any, Any], service: NamedDependency[Servi
     "/status/{workflow:str}",
     summary="One workflow at a glance",
     operation_id="GetWorkflowStatus",
-    glance=True,
+    **GLANCE,
+    bound="path",
 )
 async def workflow_status(
     request: Request[Any, Any, Any],
@@ -66,7 +70,7 @@ async def workflow_status(
 ) -> Response[shapes.WorkflowStatus]:
     """Return a workflow's line. `strict=1`: 503 when the last run failed or no success is young enough."""
     known = service.definitions.workflow(workflow)
-    age = _AGE.fullmatch(max_age) if max_age is not None else None
+    age = duration_s(max_age) if max_age is not None else None
     if max_age is not None and age is None:
         raise Refusal(400, f'max_age is "{max_age}"; expected a time such as 90s, 15m, 26h or 7d.')
     state = (await service.do(service.store.state([workflow]))).workflows[workflow]
@@ -74,7 +78,7 @@ async def workflow_status(
     success, wrong = line.last_success_at, ""
     if line.status == states.FAILED:
         wrong = f"The last run of {workflow}, {line.last_run}, has failed."
-    elif age and (not success or time_ms(success) / 1000 < time.time() - int(age[1]) * _UNITS[age[2]]):
+    elif age is not None and (not success or time_ms(success) / 1000 < time.time() - age):
         wrong = f"{workflow} has not succeeded for {max_age}; the last time was {success or 'never'}."
     if strict and wrong:
         raise Refusal(503, wrong, workflow=msgspec.to_builtins(line))
@@ -94,6 +98,13 @@ def _tagged(request: Request[Any, Any, Any], shape: Any, stable: Any) -> Respons
     return Response(shape, headers=headers)
 
 
+def known_to(grant: Grant | None, problems: list[str]) -> list[str]:
+    """Return problems as a caller may see them: they name any workflow."""
+    if not problems or (grant is not None and not grant.workflows):
+        return problems
+    return [f"{len(problems)} problems; a token for all workflows shows them."]
+
+
 def problems_of(service: Service, known: StoreState | None = None) -> list[str]:
     """Return what a person should look at, a sentence each."""
     project = service.definitions.project
@@ -104,7 +115,7 @@ def problems_of(service: Service, known: StoreState | None = None) -> list[str]:
     return found
 
 
-@get("/sources", summary="Who may send webhooks", operation_id="ListSources")
+@get("/sources", summary="Who may send webhooks", operation_id="ListSources", scope="read")
 async def sources(service: NamedDependency[Service]) -> shapes.SourceList:
     """Return every source, where it sends to, and whether it is open."""
     definitions = service.definitions
