@@ -6,28 +6,23 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from director import __version__, cli_tokens, deliver, log, render, supervisor
-from director.command import Context, as_json
-from director.command import print_result as _print
-from director.command import table as _table
+from director import __version__, cli_tokens, cli_webhooks, log, render, supervisor
+from director.command import Context, as_json, print_result, table, watch
 from director.definitions import check_payload
 from director.doctor import Finding, examine, fix, of_files, of_settings
 from director.engine import Relaunched, new_token
 from director.errors import DirectorError, SettingsError
 from director.host import Host
-from director.models import FullRun, Plan
 from director.settings import Settings
-from director.states import ENDED, RUN_STATES, SUCCEEDED
+from director.states import RUN_STATES
 from director.store.base import Filter
-
-body_file = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,7 +88,7 @@ def check(context: Context, json_: bool) -> int:
     lines = [str(problem) for problem in (*found.problems, *project.problems, *definitions.source_problems())]
     lines += [_placed(warning, settings.home) for warning in settings.warnings]
     shown = {"problems": lines, "workflows": list(project.workflows), "tasks": list(found.tasks)}
-    _print(json_, shown, lines)
+    print_result(json_, shown, lines)
     counts = {"workflow": project.workflows, "task": found.tasks, "source": project.sources, "problem": lines}
     texts = [f"{len(things) or 'no'} {word}{'s' * (len(things) != 1)}" for word, things in counts.items()]
     click.echo(f"{settings.home}: {', '.join(texts[:-1])}: {texts[-1]}", err=True)
@@ -105,7 +100,7 @@ def check(context: Context, json_: bool) -> int:
 def doctor(context: Context, json_: bool) -> int:
     """Check the deployment: store, workers, queues, secrets; exit 1 when something must be fixed."""
     findings = list(_diagnose(context))
-    _print(json_, {"findings": findings}, map(str, findings))
+    print_result(json_, {"findings": findings}, map(str, findings))
     return 1 if any(finding.level == "fix" for finding in findings) else 0
 
 
@@ -156,7 +151,7 @@ def workflow_list(context: Context, json_: bool) -> None:
     rows = [(name, known[name].status, known[name].last_run, known[name].last_success_at) for name in workflows]
     plain = msgspec.to_builtins
     shown = [{**plain(workflow), **plain(known[name])} for name, workflow in workflows.items()]
-    _print(json_, shown, _table(("WORKFLOW", "STATUS", "LAST RUN", "LAST SUCCESS"), rows))
+    print_result(json_, shown, table(("WORKFLOW", "STATUS", "LAST RUN", "LAST SUCCESS"), rows))
 
 
 @workflow.command("show")
@@ -165,7 +160,7 @@ def workflow_list(context: Context, json_: bool) -> None:
 def workflow_show(context: Context, name: str, json_: bool) -> None:
     """Show a workflow's tasks and triggers."""
     found = context.definitions().workflow(name)
-    _print(json_, found, render.definition_lines(found))
+    print_result(json_, found, render.definition_lines(found))
 
 
 @workflow.command("run")
@@ -185,8 +180,8 @@ def workflow_run(context: Context, name: str, payload: str, comment: str, follow
         run_id = context.do(lambda store: store.start(new)).run_id
         watches = follow or host.sees_through
         if not (json_ and watches):
-            _print(json_, {"id": run_id, "workflow": name, "status": "queued"}, [run_id])
-        return _watch(context, run_id, json_=json_, draw=follow, tend=host.tend) if watches else 0
+            print_result(json_, {"id": run_id, "workflow": name, "status": "queued"}, [run_id])
+        return watch(context, run_id, json_=json_, draw=follow, tend=host.tend) if watches else 0
 
 
 def _payload(text: str) -> dict[str, Any]:
@@ -204,30 +199,6 @@ def _payload(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise click.UsageError(f'{where} must be a JSON object such as {{"key": "value"}}')
     return value
-
-
-def _watch(
-    context: Context, run_id: str, *, json_: bool, draw: bool, tend: Callable[[], None] = lambda: None
-) -> int:
-    """Wait for a run's end, calling `tend` meanwhile; return the exit status."""
-
-    def look() -> tuple[FullRun, Plan]:
-        tend()
-        return context.get(run_id)
-
-    first, _ = look()
-    waits = not context.settings.embedded and first.status not in ENDED
-    if waits and not context.do(lambda store: store.state([])).workers:
-        click.echo("No worker has been seen for 30 s; the run waits for one.", err=True)
-    definition = context.definitions().project.workflows.get(first.workflow)
-    run = render.follow(look, definition, draw=draw and not json_)
-    if json_:
-        _print(json_, run)
-    elif not draw:
-        click.echo(f"{run.workflow} {run.status}", err=True)
-        if run.error:
-            click.echo(f"{run.error.task}: {run.error.type}: {run.error.message}", err=True)
-    return 0 if run.status == SUCCEEDED else 1
 
 
 # Runs --------------------------------------------------------------------------------------------
@@ -252,7 +223,7 @@ def runs_list(context: Context, name: str | None, status: str | None, limit: int
         error = f"{run.error.task}: {run.error.type}" if run.error else ""
         rows.append((run.id, run.workflow, run.status, run.created_at, took, error))
     shown = {"runs": [context.with_url(run) for run in found], "next": following}
-    _print(json_, shown, _table(("RUN", "WORKFLOW", "STATUS", "CREATED", "TOOK", "ERROR"), rows))
+    print_result(json_, shown, table(("RUN", "WORKFLOW", "STATUS", "CREATED", "TOOK", "ERROR"), rows))
 
 
 @runs.command("show")
@@ -261,7 +232,7 @@ def runs_list(context: Context, name: str | None, status: str | None, limit: int
 def runs_show(context: Context, run: str, json_: bool) -> None:
     """Show a run with its task runs, results and errors."""
     found, plan = context.get(context.run_id(run))
-    _print(
+    print_result(
         json_, found, render.run_lines(found, plan, context.definitions().project.workflows.get(found.workflow))
     )
 
@@ -269,9 +240,9 @@ def runs_show(context: Context, run: str, json_: bool) -> None:
 @runs.command("watch")
 @click.argument("run")
 @as_json
-def runs_watch(context: Context, run: str, json_: bool) -> int:
+def runswatch(context: Context, run: str, json_: bool) -> int:
     """Watch a run to its end."""
-    return _watch(context, context.run_id(run), json_=json_, draw=True)
+    return watch(context, context.run_id(run), json_=json_, draw=True)
 
 
 @click.command()
@@ -297,11 +268,11 @@ def relaunch(context: Context, run: str, origin: str, plan: bool, follow: bool, 
         context.do(lambda store: store.carry_out(done.order))
         if not (json_ and watches):
             _print_relaunch(done, json_)
-        return _watch(context, done.id, json_=json_, draw=follow, tend=host.tend) if watches else 0
+        return watch(context, done.id, json_=json_, draw=follow, tend=host.tend) if watches else 0
 
 
 def _print_relaunch(done: Relaunched, json_: bool) -> None:
-    _print(json_, {"id": done.id, "rerun": done.rerun, "keep": done.keep, "note": done.note}, [done.id])
+    print_result(json_, {"id": done.id, "rerun": done.rerun, "keep": done.keep, "note": done.note}, [done.id])
     if not json_:
         click.echo(f"runs   {', '.join(done.rerun) or '-'}\nkeeps  {', '.join(done.keep) or '-'}", err=True)
         click.echo(done.note, err=True, nl=bool(done.note))
@@ -314,78 +285,14 @@ def cancel(context: Context, run: str, json_: bool) -> None:
     """End a run at once."""
     run_id = context.run_id(run)
     context.do(lambda store: store.cancel(run_id, new_token()))
-    _print(json_, {"id": run_id, "status": "canceled"}, [run_id])
+    print_result(json_, {"id": run_id, "status": "canceled"}, [run_id])
 
 
 for group in (runs, workflow):
     group.add_command(relaunch)
     group.add_command(cancel)
-cli.add_command(cli_tokens.group)
-
-
-# Sources -----------------------------------------------------------------------------------------
-
-
-@cli.group()
-def sources() -> None:
-    """List sources; sign and test deliveries."""
-
-
-@sources.command("list")
-@as_json
-def sources_list(context: Context, json_: bool) -> None:
-    """List sources, and whether each is open."""
-    definitions = context.definitions()
-    rows = [
-        {
-            "name": name,
-            "scheme": source.preset,
-            "state": "open" if definitions.is_open(source) else "closed",
-            "url": f"{context.settings.local_url}/hooks/{name}",
-            "secrets": ", ".join(source.secrets),
-        }
-        for name, source in definitions.project.sources.items()
-    ]
-    _print(json_, rows, _table(("SOURCE", "SCHEME", "STATE", "URL", "SECRETS"), [row.values() for row in rows]))
-
-
-@sources.command("sign")
-@click.argument("name", metavar="SOURCE")
-@body_file
-@click.option("--event", default="push", show_default=True, help="Where the scheme has an event header.")
-@click.option("--send", is_flag=True, help="Send it instead of printing a curl line.")
-@click.pass_obj
-def sources_sign(context: Context, name: str, file: Path, event: str, send: bool) -> int:
-    """Sign a body: print a curl line that is ready to paste, or send it."""
-    request = deliver.signed(context.settings, context.definitions(), name, file, event)
-    if not send:
-        click.echo(deliver.curl_line(request, file))
-        return 0
-    status, body = deliver.send(request)
-    click.echo(body)
-    click.echo(f"HTTP {status}", err=True)
-    return 0 if status < 300 else 1
-
-
-@sources.command("test")
-@click.argument("name", metavar="SOURCE")
-@body_file
-@click.option("--event", default=None, help="The event; default: what the body says, else push.")
-@as_json
-def sources_test(context: Context, name: str, file: Path, event: str | None, json_: bool) -> None:
-    """Say what a body would start, and why the rest would not; nothing is started."""
-    answer = deliver.dry_run(context.definitions(), name, file, event)
-    lines = [
-        *(
-            f"{it['workflow']} starts with {msgspec.json.encode(it['payload']).decode()}"
-            for it in answer["starts"]
-        ),
-        *(f"{it['workflow']} does not start: {it['reason']}" for it in answer["others"]),
-    ]
-    _print(json_, answer, lines or [f'no workflow has a trigger for source "{name}"'])
-
-
-# The process's own -----------------------------------------------------------------------------
+for group in (cli_webhooks.sources, cli_webhooks.inbox, cli_tokens.group):
+    cli.add_command(group)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

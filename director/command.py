@@ -11,13 +11,14 @@ from typing import Any
 import click
 import msgspec
 
-from director import log
+from director import log, render
 from director.definitions import Definitions
 from director.engine import Engine
 from director.errors import NotFound
 from director.models import FullRun, Plan
 from director.registry import Discovery, discover
 from director.settings import Settings
+from director.states import ENDED, SUCCEEDED
 from director.store import open_store
 from director.store.base import Described, Filter, Store
 
@@ -97,3 +98,27 @@ def table(head: Sequence[str], rows: Sequence[Iterable[str | None]]) -> list[str
     cells = [head, *(["-" if cell is None else cell for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+
+
+def watch(
+    context: Context, run_id: str, *, json_: bool, draw: bool, tend: Callable[[], None] = lambda: None
+) -> int:
+    """Wait for a run's end, calling `tend` meanwhile; return the exit status."""
+
+    def look() -> tuple[FullRun, Plan]:
+        tend()
+        return context.get(run_id)
+
+    first, _ = look()
+    waits = not context.settings.embedded and first.status not in ENDED
+    if waits and not context.do(lambda store: store.state([])).workers:
+        click.echo("No worker has been seen for 30 s; the run waits for one.", err=True)
+    definition = context.definitions().project.workflows.get(first.workflow)
+    run = render.follow(look, definition, draw=draw and not json_)
+    if json_:
+        print_result(json_, run)
+    elif not draw:
+        click.echo(f"{run.workflow} {run.status}", err=True)
+        if run.error:
+            click.echo(f"{run.error.task}: {run.error.type}: {run.error.message}", err=True)
+    return 0 if run.status == SUCCEEDED else 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Generator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -23,6 +23,7 @@ from director.triggers import LATEST, Match, Router, Routing
 T = TypeVar("T")
 SEEN_S = 7 * 86400
 """How long a delivery is known when it comes again."""
+VERDICTS: tuple[str, ...] = get_args(get_type_hints(Delivery)["verdict"])
 Steps = Generator[Described[Any], Any, T]
 _EXPECTED = 'The body must be {"workflow": …, "payload": an object} or {"relaunch": a run\'s id, "from": a task}.'
 

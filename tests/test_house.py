@@ -24,7 +24,7 @@ FLOORS = [
     "deliver supervisor render",
     "host doctor",
     "command",
-    "cli_tokens",
+    "cli_tokens cli_webhooks",
     "cli",
 ]
 HOMES = {
@@ -42,7 +42,7 @@ HOMES = {
     "referencing": {"schemas"},
     "jmespath": {"triggers"},
     "structlog": {"log"},
-    "click": {"cli", "cli_tokens", "command"},
+    "click": {"cli", "cli_tokens", "cli_webhooks", "command"},
     "rich": {"render"},
     "dotenv": {"settings"},
     "uuid_utils": {"engine"},

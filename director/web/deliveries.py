@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
-from director.deliveries import shown
+from director.deliveries import VERDICTS, shown
 from director.errors import StoreUnavailable
-from director.models import Delivery, FullDelivery
+from director.models import FullDelivery
 from director.store.base import DeliveryFilter
 from director.web import shapes
 from director.web.problems import Refusal
 from director.web.service import Service
 
-VERDICTS = get_args(get_type_hints(Delivery)["verdict"])
 Limit = Annotated[int, QueryParameter(ge=1, le=200)]
 Text = FromQuery[str | None]
 AnyRequest = Request[Any, Any, Any]
