@@ -32,12 +32,12 @@ sources: {github: {secret: $GITHUB_WEBHOOK_SECRET}}
 
 
 def many() -> str:
-    """Return twenty sources and fifty triggers; five listen to the one that sends, and one of these wants it."""
+    """Return twenty sources and fifty triggers, spread evenly; of the three for the sender one wants its events."""
     kinds = ("github", "slack", "stripe", "paddle")
-    others = [f"  s{n}: {{scheme: {kinds[n % 4]}, secret: $GITHUB_WEBHOOK_SECRET}}" for n in range(19)]
+    others = [f"  s{n}: {{scheme: {kinds[n % 4]}, secret: $GITHUB_WEBHOOK_SECRET}}" for n in range(1, 20)]
     flows = []
-    for n in range(49):
-        source = "github" if n < 4 else f"s{n % 19}"
+    for n in range(1, 50):
+        source = f"s{n % 20}" if n % 20 else "github"
         triggers = f"[{{source: {source}, event: push, when: \"ref == 'refs/tags/{n}'\"}}]"
         flows.append(f"w{n}: {{tasks: [NOOP], triggers: {triggers}}}")
     return "\n".join(

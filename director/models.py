@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -125,14 +126,14 @@ class Source(Struct, frozen=True):
         return self.scheme if isinstance(self.scheme, str) else str(self.scheme.get("scheme", "hmac"))
 
 
-class DeliveryRun(Struct, frozen=True):
+class DeliveryRun(Struct, frozen=True, gc=False):
     """A run that a delivery has started or relaunched."""
 
     id: str
     workflow: str
 
 
-class Delivery(Struct, frozen=True):
+class Delivery(Struct, frozen=True, gc=False):
     """One message of a source, as the inbox remembers it."""
 
     id: str
@@ -378,9 +379,9 @@ class Presented(Struct, frozen=True):
     """There is a token that has not expired, this or another."""
 
 
+@lru_cache(maxsize=64)  # deliveries come many a millisecond
 def time_text(ms: int | None) -> str | None:
     """Return milliseconds since 1970 as RFC 3339, UTC, with milliseconds."""
-    # Three times as fast as strftime; each delivery has one.
     return None if ms is None else f"{datetime.fromtimestamp(ms // 1000, UTC).isoformat()[:-6]}.{ms % 1000:03d}Z"
 
 

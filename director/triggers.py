@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import msgspec
@@ -85,7 +85,8 @@ def _refusal(trigger: Trigger, event: str, body: object) -> str | None:
         return f"when `{trigger.when}` failed: {wrong}"
     # JMESPath's own truth: 0 is true; false, null and what is empty are not.
     if value is None or value is False or value in ("", [], {}):
-        return f"when `{trigger.when}` gave {msgspec.json.encode(value).decode()}"
+        gave = "false" if value is False else msgspec.json.encode(value).decode()
+        return f"when `{trigger.when}` gave {gave}"
     return None
 
 
@@ -136,9 +137,17 @@ def _compiled(expression: str) -> Any:
     return jmespath.compile(expression)
 
 
+@cache
+def _interpreter() -> Any:
+    """Return what evaluates expressions; `search` would make a new one each time, longer than its work."""
+    from jmespath.visitor import TreeInterpreter
+
+    return TreeInterpreter()
+
+
 def _search(expression: str, body: object) -> tuple[Any, str | None]:
     try:
-        return _compiled(expression).search(body), None
+        return _interpreter().visit(_compiled(expression).parsed, body), None
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as exc:
         return None, (str(exc).splitlines() or [type(exc).__name__])[0]
 

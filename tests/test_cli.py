@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from director.models import time_ms
 from director.signing import SignedRequest, scheme, verify
@@ -376,6 +377,7 @@ def test_a_dry_run_says_what_would_start_and_starts_nothing(home, director):
     assert json.loads(other.stdout) == {
         "event": "issues",
         "starts": [],
+        "relaunches": [],
         "others": [{"workflow": "w.STRICT", "reason": 'trigger 1: the event "issues" is not "push"'}],
     }
     assert json.loads(director("runs", "list", "--json").stdout)["runs"] == []
@@ -405,6 +407,83 @@ def test_sign_and_send_beside_a_service(home, director):
     nobody = director("sources", "sign", "github", "body.json", "--send", PORT=str(service.port))
     assert nobody.returncode == 1
     assert "Is the service running?" in nobody.stderr
+
+
+FORM = "command=%2Frelaunch&text=01900000-0000-7000-8000-000000000000&trigger_id=1"
+
+
+def test_a_dry_run_of_a_form_says_what_it_would_relaunch(home, director):
+    (home / "workflows" / "slack.yml").write_text(
+        "w.SLACK: {tasks: [ONE], triggers: [{source: slack, event: /relaunch, relaunch: text}]}\n"
+        "sources: {slack: {secret: $SLACK}}\n"
+    )
+    (home / "command.txt").write_text(FORM)
+    done = director("sources", "test", "slack", "command.txt", SLACK="s")
+    assert done.stdout == "w.SLACK relaunches run 01900000-0000-7000-8000-000000000000\n"
+    done = director("sources", "sign", "slack", "command.txt", SLACK="s")
+    assert "Content-Type: application/x-www-form-urlencoded" in done.stdout
+    assert "X-Slack-Signature: v0=" in done.stdout
+
+
+def test_a_public_key_signs_nothing(home, director):
+    (home / "workflows" / "discord.yml").write_text("sources: {discord: {secret: $PUBLIC}}\n")
+    (home / "body.json").write_text("{}")
+    private = "00" * 32
+    public = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key().public_bytes_raw().hex()
+    done = director("sources", "sign", "discord", "body.json", PUBLIC=public)
+    assert (done.returncode, "--key" in done.stderr) == (1, True)
+    done = director("sources", "sign", "discord", "body.json", "--key", "PRIVATE", PUBLIC=public, PRIVATE=private)
+    assert "X-Signature-Ed25519: " in done.stdout
+    done = director("sources", "test", "director", "body.json")
+    assert (done.returncode, "The body must be" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("mode", ["embedded", "redis"])
+def test_the_inbox_of_a_running_service(home, director, request, mode):
+    """Given a sender with another secret, then the list has the reason; what was accepted is played again."""
+    env = {"DIRECTOR_REDIS_URL": request.getfixturevalue("redis_url")} if mode == "redis" else {}
+    service = Service(home, **SECRETS, **env)
+    try:
+        service.wait_up()
+        (home / "body.json").write_text('{"id": 1}')
+        env |= {"PORT": str(service.port)}
+        sign = ("sources", "sign", "github", "body.json", "--send")
+        assert director(*sign, **env, HOOK="another").returncode == 1
+        accepted = json.loads(director(*sign, **env).stdout)
+        listed = director("deliveries", "list", **env)
+        head, newest, oldest = listed.stdout.splitlines()
+        assert head.split() == ["DELIVERY", "AT", "SOURCE", "EVENT", "VERDICT", "HTTP", "RUN", "REASON"]
+        assert newest.split()[2:7] == ["github", "push", "accepted", "202", accepted["runs"][0]["id"]]
+        assert "rejected  401   -" in oldest
+        assert "bad_signature: the secret that is set does not make this signature (tried HOOK)" in oldest
+        assert "another" not in listed.stdout
+        shown = director("deliveries", "show", accepted["delivery"], **env)
+        assert "secret    HOOK" in shown.stdout
+        assert shown.stdout.endswith('\n\n{"id": 1}\n')
+        again = director("deliveries", "replay", accepted["delivery"], **env)
+        assert (again.returncode, again.stderr) == (0, "")
+        run_id, name = again.stdout.split()
+        assert name == accepted["runs"][0]["workflow"]
+        assert director("runs", "watch", run_id, **env).returncode == 0
+        refused = director("deliveries", "replay", oldest.split()[0], **env)
+        assert (refused.returncode, "nobody vouches for it" in refused.stderr) == (1, True)
+        only = json.loads(director("deliveries", "list", "--verdict", "rejected", "--json", **env).stdout)
+        assert [entry["verdict"] for entry in only["deliveries"]] == ["rejected"]
+    finally:
+        service.stop()
+
+
+def test_a_replay_without_a_service_sees_its_run_through(home, director):
+    service = Service(home, **SECRETS)
+    service.wait_up()
+    (home / "body.json").write_text('{"id": 1}')
+    sent = director("sources", "sign", "github", "body.json", "--send", PORT=str(service.port))
+    service.stop()
+    again = director("deliveries", "replay", json.loads(sent.stdout)["delivery"], "--json")
+    (run,) = json.loads(again.stdout)["runs"]
+    assert (again.returncode, "succeeded" in again.stderr) == (0, True)
+    assert json.loads(director("runs", "show", run["id"], "--json").stdout)["status"] == "succeeded"
+    assert director("deliveries", "show", "nothing").returncode == 1
 
 
 # Beside services
