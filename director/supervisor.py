@@ -217,7 +217,8 @@ def _introduce(settings: Settings, service: Service, listener: socket.socket) ->
 
     host, port = listener.getsockname()[:2]
     project, is_open = service.definitions.project, service.definitions.is_open
-    sources = ", ".join(f"{name} ({'open' if is_open(it) else 'closed'})" for name, it in project.sources.items())
+    known = service.definitions.known_sources()
+    sources = ", ".join(f"{it.name} ({'open' if is_open(it) else 'closed'})" for it in known)
     problems = problems_of(service)
     if settings.redis_url and not answers(settings.redis_url):
         problems.append(f"{settings.store_name} does not answer. Until it does, HTTP answers 503.")
