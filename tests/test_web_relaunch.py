@@ -59,14 +59,22 @@ def started(web, event="deploy", delivery=""):
     return {run["workflow"]: run["id"] for run in answer.json()["runs"]}
 
 
-def command(web, name, text, trigger="t-1", **headers):
-    """Send a Slack command, signed by Slack's own SDK; its fields are those of docs.slack.dev."""
+def signed(name, text, trigger):
+    """Return a Slack command's body and headers, signed by Slack's own SDK; its fields are those of docs.slack.dev."""
     body = urlencode({"command": name, "text": text, "user_name": "ann", "trigger_id": trigger})
     made = SignatureVerifier("slack-secret")
     at = str(int(made.clock.now()))
-    sent = {"x-slack-request-timestamp": at, "x-slack-signature": made.generate_signature(timestamp=at, body=body)}
-    kind = {"content-type": "application/x-www-form-urlencoded"}
-    return web.client.post("/hooks/slack", content=body, headers={**kind, **sent, **headers})
+    headers = {
+        "content-type": "application/x-www-form-urlencoded",
+        "x-slack-request-timestamp": at,
+        "x-slack-signature": made.generate_signature(timestamp=at, body=body),
+    }
+    return body, headers
+
+
+def command(web, name, text, trigger="t-1"):
+    body, headers = signed(name, text, trigger)
+    return web.client.post("/hooks/slack", content=body, headers=headers)
 
 
 def statuses(web, run_id):
@@ -105,14 +113,7 @@ def test_a_copy_of_the_command_relaunches_nothing_more(web):
     """Given the same signed bytes again, while the run goes on and after it has failed anew."""
     run_id = started(web)["deploy"]
     web.fail(run_id, "SHIP")
-    body = urlencode({"command": "/relaunch", "text": run_id, "trigger_id": "once"})
-    made = SignatureVerifier("slack-secret")
-    at = str(int(made.clock.now()))
-    headers = {
-        "x-slack-request-timestamp": at,
-        "x-slack-signature": made.generate_signature(timestamp=at, body=body),
-        "content-type": "application/x-www-form-urlencoded",
-    }
+    body, headers = signed("/relaunch", run_id, "once")
     first, again = (web.client.post("/hooks/slack", content=body, headers=headers) for _ in range(2))
     assert (first.status_code, again.status_code) == (202, 200)
     assert again.json() == {**first.json(), "duplicate": True}
@@ -124,14 +125,7 @@ def test_a_copy_of_the_command_relaunches_nothing_more(web):
 def test_many_copies_of_the_command_at_once_relaunch_once(web):
     run_id = started(web)["deploy"]
     web.fail(run_id, "SHIP")
-    body = urlencode({"command": "/relaunch", "text": run_id, "trigger_id": "many"})
-    made = SignatureVerifier("slack-secret")
-    at = str(int(made.clock.now()))
-    headers = {
-        "x-slack-request-timestamp": at,
-        "x-slack-signature": made.generate_signature(timestamp=at, body=body),
-        "content-type": "application/x-www-form-urlencoded",
-    }
+    body, headers = signed("/relaunch", run_id, "many")
 
     async def send():
         async with httpx.AsyncClient(base_url=str(web.client.base_url), timeout=20) as client:
