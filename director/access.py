@@ -86,7 +86,7 @@ def authorize(
         if not known.expired:
             return Grant(scope=known.token.scope, workflows=known.token.workflows)
         return Denial(401, f"The token has expired, at {known.token.expires_at}. Ask for a new one.")
-    if token or given or known.any_live:
+    if token or given or known.any_token:
         detail = "The token is not right." if "authorization" in headers else "A token is needed."
         return Denial(401, f"{detail} Send one as `Authorization: Bearer …`.")
     return _from_here(peer, headers) or ADMIN
