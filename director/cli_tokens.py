@@ -25,7 +25,7 @@ def group() -> None:
 @as_json
 def create(context: Context, json_: bool, workflows: tuple[str, ...], **asked: Any) -> None:
     """Create a token and print it; it is kept as a hash, so nobody can print it again."""
-    order = {**asked, "workflows": list(workflows)}
+    order = {**asked, "workflows": list(workflows) or None}
     project = context.definitions().project
     if wrong := tokens.slips(order, project):
         options = {"expires_in": "--expires", "name": "--name"}

@@ -217,6 +217,7 @@ def test_a_token_is_created_listed_used_and_revoked(web):
         ({"scope": ["read"]}, "$.scope: must be read, run or admin"),
         ({"scope": "read", "scopes": 1}, "$.scopes: unknown"),
         ({"scope": "read", "workflows": "mine"}, "$.workflows: must be a list of names"),
+        ({"scope": "read", "workflows": []}, "$.workflows: must be a list of names; leave it out for all"),
         ({"scope": "read", "workflows": ["mine", 3]}, "$.workflows[1]: must be a name"),
         (
             {"scope": "read", "workflows": ["mien"]},
