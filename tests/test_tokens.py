@@ -330,7 +330,7 @@ def test_the_configured_token_needs_no_store(tmp_path):
         assert web.client.get(document, headers=bearer("right")).status_code == 200
         problem(web.client.get(document), 401)
         answer = web.client.get(document, headers=bearer("other"))
-        problem(answer, 503)
+        assert away.removesuffix("/0") not in str(problem(answer, 503))  # nobody known asks
         assert answer.headers["retry-after"] == "1"
 
 
