@@ -141,7 +141,7 @@ def refusal(settings: Settings) -> str | None:
         why = f"whether there is an access token is not known ({exc})"
     return (
         f"DIRECTOR_HOST is {settings.host}, which others can reach; DIRECTOR_TOKEN is not set, and {why}. "
-        "Set it to a long random text, or run `director tokens create`, or set DIRECTOR_HOST to 127.0.0.1."
+        "Set DIRECTOR_TOKEN to a long random text, run `director tokens create`, or set DIRECTOR_HOST=127.0.0.1."
     )
 
 
