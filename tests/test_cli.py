@@ -244,7 +244,12 @@ def test_every_listing_has_a_header_and_a_json_form(director):
         (("worker",), 2, "Set DIRECTOR_REDIS_URL"),
         (("scheduler",), 2, "DIRECTOR_REDIS_URL"),
         (("sources", "sign", "nobody", "w.json"), 2, "w.json"),
-        (("sources", "test", "nobody", "workflows/w.yml"), 1, 'No source is named "nobody"'),
+        (("sources", "test", "nobody", "workflows/w.yml"), 1, 'No source is named "nobody"; there are: github.\n'),
+        (
+            ("sources", "test", "githup", "workflows/w.yml"),
+            1,
+            'No source is named "githup"; did you mean "github"?\n',
+        ),
         (("sources", "test", "github", "workflows/w.yml"), 1, "is not valid JSON"),
     ],
 )
