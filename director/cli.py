@@ -193,7 +193,8 @@ def _payload(text: str) -> dict[str, Any]:
             text, where = Path(text[1:]).read_text(), text[1:]
         value = msgspec.json.decode(text)
     except (OSError, UnicodeDecodeError) as exc:
-        raise click.UsageError(f"{text.removeprefix('@')} cannot be read: {exc}") from None
+        why = getattr(exc, "strerror", None) or exc
+        raise click.UsageError(f"{text.removeprefix('@')} cannot be read: {why}") from None
     except (ValueError, RecursionError) as exc:
         raise click.UsageError(f"{where} is not valid JSON: {exc}") from None
     if not isinstance(value, dict):

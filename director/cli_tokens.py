@@ -44,7 +44,9 @@ def show(context: Context, json_: bool) -> None:
     rows = []
     for one in found:
         workflows = ",".join(one.workflows) or "all"
-        rows.append((one.id, one.scope, workflows, one.created_at, one.expires_at, one.last_used_at, one.name))
+        rows.append(
+            (one.id, one.scope, workflows, one.created_at, one.expires_at, one.last_used_at, one.name or None)
+        )
     head = ("TOKEN", "SCOPE", "WORKFLOWS", "CREATED", "EXPIRES", "LAST USED", "NAME")
     print_result(json_, {"tokens": found}, table(head, rows))
 

@@ -232,7 +232,7 @@ def test_every_listing_has_a_header_and_a_json_form(director):
     [
         (("workflow", "run", "w.ONE", "{"), 2, "PAYLOAD is not valid JSON"),
         (("workflow", "run", "w.ONE", "[1]"), 2, "PAYLOAD must be a JSON object"),
-        (("workflow", "run", "w.ONE", "@nowhere.json"), 2, "nowhere.json cannot be read"),
+        (("workflow", "run", "w.ONE", "@nowhere.json"), 2, "nowhere.json cannot be read: No such file"),
         (("workflow", "run", "w.OEN"), 1, 'No workflow is named "w.OEN". Did you mean "w.ONE"?'),
         (("workflow", "run", "w.STRICT"), 1, "'number' is a required property"),
         (("workflow", "run", "w.OFF"), 1, "w.OFF is disabled"),
