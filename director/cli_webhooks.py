@@ -57,7 +57,9 @@ def sources_sign(context: Context, name: str, file: Path, event: str, key: str |
         return 0
     status, body = deliver.send(request)
     click.echo(body)
-    click.echo(f"HTTP {status}", err=True)
+    click.echo(
+        f"HTTP {status}" + ("; `director deliveries list` has the reason" if status == 401 else ""), err=True
+    )
     return 0 if status < 300 else 1
 
 
@@ -72,7 +74,9 @@ def sources_test(context: Context, name: str, file: Path, event: str | None, jso
     lines = [
         f"{it['workflow']} starts with {msgspec.json.encode(it['payload']).decode()}" for it in answer["starts"]
     ]
-    lines += [f"{it['workflow'] or 'its workflow'} relaunches run {it['run']}" for it in answer["relaunches"]]
+    for it in answer["relaunches"]:
+        origin = "" if it["from"] == "failed" else f" from {it['from']}"
+        lines.append(f"{it['workflow'] or 'it'} relaunches run {it['run']}{origin}")
     lines += [f"{it['workflow']} does not start: {it['reason']}" for it in answer["others"]]
     print_result(json_, answer, lines or [f'no workflow has a trigger for source "{name}"'])
 

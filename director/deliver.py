@@ -30,10 +30,12 @@ def signed(
     """
     source = definitions.source(name)
     made = scheme(source.scheme)
-    variables = (key,) if key else source.secrets
-    secret = next(filter(None, definitions.values(variables)), None)
+    secret = next(filter(None, definitions.values((key,) if key else source.secrets)), None)
     if secret is None:
-        raise DirectorError(f'Source "{name}" has no secret: set {" or ".join(variables)}.')
+        why = (
+            f"--key names {key}, which" if key else f'Source "{name}" has no secret: {" or ".join(source.secrets)}'
+        )
+        raise DirectorError(f"{why} is not set.")
     if made.type == "ed25519" and not key and not secret.startswith("whsk_"):
         raise DirectorError(
             f'Source "{name}" holds a public key, which signs nothing; --key names the variable of a private one.'

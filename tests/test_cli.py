@@ -244,7 +244,7 @@ def test_every_listing_has_a_header_and_a_json_form(director):
         (("worker",), 2, "Set DIRECTOR_REDIS_URL"),
         (("scheduler",), 2, "DIRECTOR_REDIS_URL"),
         (("sources", "sign", "nobody", "w.json"), 2, "w.json"),
-        (("sources", "test", "nobody", "workflows/w.yml"), 1, 'No source is named "nobody"; there are: github.\n'),
+        (("sources", "test", "nobody", "workflows/w.yml"), 1, 'No source is named "nobody"; there are: '),
         (
             ("sources", "test", "githup", "workflows/w.yml"),
             1,
@@ -406,7 +406,10 @@ def test_sign_and_send_beside_a_service(home, director):
         refused = director(
             "sources", "sign", "github", "body.json", "--send", PORT=str(service.port), HOOK="other"
         )
-        assert (refused.returncode, refused.stderr) == (1, "HTTP 401\n")
+        assert (refused.returncode, refused.stderr) == (
+            1,
+            "HTTP 401; `director deliveries list` has the reason\n",
+        )
     finally:
         service.stop()
     nobody = director("sources", "sign", "github", "body.json", "--send", PORT=str(service.port))
@@ -439,8 +442,19 @@ def test_a_public_key_signs_nothing(home, director):
     assert (done.returncode, "--key" in done.stderr) == (1, True)
     done = director("sources", "sign", "discord", "body.json", "--key", "PRIVATE", PUBLIC=public, PRIVATE=private)
     assert "X-Signature-Ed25519: " in done.stdout
+    unset = director("sources", "sign", "discord", "body.json", "--key", "PRIVATE", PUBLIC=public)
+    assert (unset.returncode, unset.stderr) == (1, "--key names PRIVATE, which is not set.\n")
+    unset = director("sources", "sign", "discord", "body.json")
+    assert unset.stderr == 'Source "discord" has no secret: PUBLIC is not set.\n'
+
+
+def test_a_dry_run_of_the_built_in_source(home, director):
+    (home / "body.json").write_text("{}")
     done = director("sources", "test", "director", "body.json")
     assert (done.returncode, "The body must be" in done.stderr) == (1, True)
+    (home / "body.json").write_text('{"relaunch": "01900000-0000-7000-8000-000000000000", "from": "ONE"}')
+    done = director("sources", "test", "director", "body.json")
+    assert done.stdout == "it relaunches run 01900000-0000-7000-8000-000000000000 from ONE\n"
 
 
 @pytest.mark.parametrize("mode", ["embedded", "redis"])
