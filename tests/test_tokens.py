@@ -184,7 +184,7 @@ def test_problems_name_any_workflow_so_a_bound_token_only_gets_their_number(web)
     for path in ("/workflows", "/status"):
         answer = web.client.get(path, headers=headers)
         assert len(answer.json()["problems"]) == 1
-        assert "a token for all workflows shows them" in answer.text
+        assert "1 problem; a token for all workflows can see more" in answer.text
         assert "secret" not in answer.text
         assert "secret" in web.client.get(path, headers=give(web, "read")[1]).text
 
