@@ -151,7 +151,7 @@ def workflow_list(context: Context, json_: bool) -> None:
     rows = [(name, known[name].status, known[name].last_run, known[name].last_success_at) for name in workflows]
     plain = msgspec.to_builtins
     shown = [{**plain(workflow), **plain(known[name])} for name, workflow in workflows.items()]
-    print_result(json_, shown, table(("WORKFLOW", "STATUS", "LAST RUN", "LAST SUCCESS"), rows))
+    print_result(json_, {"workflows": shown}, table(("WORKFLOW", "STATUS", "LAST RUN", "LAST SUCCESS"), rows))
 
 
 @workflow.command("show")

@@ -28,18 +28,25 @@ def sources() -> None:
 def sources_list(context: Context, json_: bool) -> None:
     """List sources, and whether each is open."""
     definitions = context.definitions()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": source.name,
             "scheme": source.preset,
-            "state": "open" if definitions.is_open(source) else "closed",
             "url": f"{context.settings.local_url}/hooks/{source.name}",
-            "secrets": ", ".join(source.secrets),
+            "open": definitions.is_open(source),
+            "secrets": [
+                {"name": variable, "set": bool(secret)}
+                for variable, secret in zip(source.secrets, definitions.secrets(source), strict=True)
+            ],
         }
         for source in definitions.known_sources()
     ]
-    lines = table(("SOURCE", "SCHEME", "STATE", "URL", "SECRETS"), [row.values() for row in rows])
-    print_result(json_, rows, lines)
+    lines = []
+    for row in rows:
+        secrets = (it["name"] + ("" if it["set"] else " (not set)") for it in row["secrets"])
+        state = "open" if row["open"] else "closed"
+        lines.append((row["name"], row["scheme"], state, row["url"], ", ".join(secrets)))
+    print_result(json_, {"sources": rows}, table(("SOURCE", "SCHEME", "STATE", "URL", "SECRETS"), lines))
 
 
 @sources.command("sign")

@@ -218,13 +218,18 @@ def test_every_listing_has_a_header_and_a_json_form(director):
     assert json.loads(director("runs", "list", "--json", "--limit", "1").stdout)["runs"][0]["id"] == run_id
     assert json.loads(director("runs", "list", "--json", "--status", "failed").stdout)["runs"] == []
     assert director("workflow", "list").stdout.startswith("WORKFLOW ")
-    assert {w["name"] for w in json.loads(director("workflow", "list", "--json").stdout)} >= {"w.ONE", "w.OFF"}
+    listed = json.loads(director("workflow", "list", "--json").stdout)["workflows"]
+    assert {workflow["name"] for workflow in listed} >= {"w.ONE", "w.OFF"}
     assert "│  └─ INNER (chain)" in director("workflow", "show", "w.FRAGILE").stdout
     later = director("workflow", "show", "w.LATER").stdout
     assert later.endswith("starts at 0 3 * * * (UTC)\nstarts every 90 s (disabled)\n")
     assert json.loads(director("workflow", "show", "w.FRAGILE", "--json").stdout)["hooks"]["failure"] == "ALERT"
     assert re.search(r"^github +github +open +http://127", director("sources", "list").stdout, re.M)
-    assert json.loads(director("sources", "list", "--json", HOOK="").stdout)[0]["state"] == "closed"
+    listed = json.loads(director("sources", "list", "--json", HOOK="").stdout)["sources"]
+    assert (listed[0]["open"], listed[0]["secrets"]) == (False, [{"name": "HOOK", "set": False}])
+    assert re.search(
+        r"^github +github +closed +\S+ +HOOK \(not set\)$", director("sources", "list", HOOK="").stdout, re.M
+    )
 
 
 @pytest.mark.parametrize(
