@@ -10,6 +10,7 @@ import msgspec
 
 from director import deliver, deliveries
 from director.command import Context, as_json, print_result, table, watch
+from director.errors import NotFound
 from director.host import Host
 from director.models import Delivery, FullDelivery
 from director.store.base import DeliveryFilter
@@ -90,7 +91,7 @@ def sources_test(context: Context, name: str, file: Path, event: str | None, jso
 
 @click.group("deliveries")
 def inbox() -> None:
-    """List, show and replay what came in. ID is the inbox's, or the sender's."""
+    """List, show and replay what came in. ID is the inbox's, the sender's, or `latest`."""
 
 
 @inbox.command("list")
@@ -119,12 +120,22 @@ def _line(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
+def _delivery(context: Context, id_: str) -> tuple[Delivery, bytes | None]:
+    if id_ == "latest":
+        found, _ = context.do(lambda store: store.deliveries(DeliveryFilter(limit=1)))
+        if not found:
+            raise NotFound("Nothing has come in yet.")
+        id_ = found[0].id
+    answer: tuple[Delivery, bytes | None] = context.do(lambda store: store.delivery(id_))
+    return answer
+
+
 @inbox.command("show")
 @click.argument("delivery", metavar="ID")
 @as_json
 def inbox_show(context: Context, delivery: str, json_: bool) -> None:
     """Show a delivery with its reason and its body."""
-    entry, body = context.do(lambda store: store.delivery(delivery))
+    entry, body = _delivery(context, delivery)
     found = deliveries.shown(entry, body)
     print_result(json_, found, _lines(found))
 
@@ -151,7 +162,7 @@ def _lines(found: FullDelivery) -> list[str]:
 @as_json
 def inbox_replay(context: Context, delivery: str, json_: bool) -> int:
     """Start fresh runs from a delivery that was verified, by the workflows as they are now."""
-    entry, body = context.do(lambda store: store.delivery(delivery))
+    entry, body = _delivery(context, delivery)
     deliveries.replayed(entry, body)  # what cannot be played is said before anything is set up
     with Host(context.settings, context.store) as host:
         definitions = context.definitions(host.tasks)

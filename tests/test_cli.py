@@ -242,6 +242,7 @@ def test_every_listing_has_a_header_and_a_json_form(director):
         (("workflow", "run", "w.STRICT"), 1, "'number' is a required property"),
         (("workflow", "run", "w.OFF"), 1, "w.OFF is disabled"),
         (("runs", "show", "latest"), 1, "There is no run yet"),
+        (("deliveries", "show", "latest"), 1, "Nothing has come in yet"),
         (("runs", "show", "0123"), 1, 'starts with "0123"'),
         (("runs", "show", "01a20da6-d65a-742d-8649-2194183e1eee"), 1, "01a20da6"),
         (("runs", "list", "--status", "done"), 2, "'done' is not one of"),
@@ -481,7 +482,7 @@ def test_the_inbox_of_a_running_service(home, director, request, mode):
         assert "rejected  401   -" in oldest
         assert "bad_signature: the secret that is set does not make this signature (tried HOOK)" in oldest
         assert "another" not in listed.stdout
-        shown = director("deliveries", "show", accepted["delivery"], **env)
+        shown = director("deliveries", "show", "latest", **env)
         assert "secret    HOOK" in shown.stdout
         assert shown.stdout.endswith('\n\n{"id": 1}\n')
         again = director("deliveries", "replay", accepted["delivery"], **env)
