@@ -136,4 +136,4 @@ def is_loopback(host: str | None) -> bool:
 
 
 def _same(given: str, token: str) -> bool:
-    return hmac.compare_digest(given.encode("latin-1"), token.encode())
+    return hmac.compare_digest(given.encode("latin-1"), token.encode("utf-8", "surrogateescape"))

@@ -53,3 +53,13 @@ def test_any_other_host_is_refused(host):
 )
 def test_what_came_through_a_proxy_is_refused(name):
     assert ask(**{name: ""}).status == 401
+
+
+@pytest.mark.parametrize("token", ["right", "ünî", "a\udcffb"])
+def test_the_configured_token_is_compared_by_its_bytes(token):
+    """The environment may hold bytes that are no UTF-8; a header has them as latin-1."""
+    raw = token.encode("utf-8", "surrogateescape")
+    for given, passes in ((raw, True), (raw + b"x", False), (b"\xff", False)):
+        headers = {"authorization": f"Bearer {given.decode('latin-1')}"}
+        found = authorize(token, peer=None, headers=headers, known=Presented())
+        assert (found == ADMIN) == passes
