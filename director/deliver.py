@@ -74,7 +74,8 @@ def send(request: SignedRequest) -> tuple[int, str]:
     except urllib.error.HTTPError as exc:
         return exc.code, exc.read().decode()
     except OSError as exc:
-        raise DirectorError(f"{request.url} does not answer: {exc}. Is the service running?") from exc
+        why = getattr(exc, "reason", exc)
+        raise DirectorError(f"{request.url} does not answer: {why}. Is the service running?") from exc
 
 
 def dry_run(definitions: Definitions, name: str, file: Path, event: str | None) -> dict[str, Any]:
