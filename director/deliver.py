@@ -40,6 +40,8 @@ def signed(
         raise DirectorError(
             f'Source "{name}" holds a public key, which signs nothing; --key names the variable of a private one.'
         )
+    if not (event.isascii() and event.isprintable()):
+        raise DirectorError(f"The event is {event!r}, which no header can hold: printable ASCII only.")
     body = file.read_bytes()
     headers = [("Content-Type", _content_type(body))]
     headers += [(made.event_header, event)] if made.event_header else []

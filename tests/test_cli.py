@@ -257,6 +257,8 @@ def test_every_listing_has_a_header_and_a_json_form(director):
             'No source is named "githup"; did you mean "github"?\n',
         ),
         (("sources", "test", "github", "workflows/w.yml"), 1, "is not valid JSON"),
+        (("sources", "sign", "github", "workflows/w.yml", "--event", "a\nb", "--send"), 1, "no header can hold"),
+        (("sources", "sign", "github", "workflows/w.yml", "--event", "€", "--send"), 1, "no header can hold"),
     ],
 )
 def test_a_mistake_is_answered_on_stderr(director, args, status, words):
