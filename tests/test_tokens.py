@@ -341,3 +341,19 @@ def test_beside_the_configured_token_others_count(settings):
         assert web.client.get("/runs", headers=headers).status_code == 200
         problem(web.client.get("/tokens", headers=headers), 403)
         problem(web.client.get("/runs", headers=[("authorization", headers["authorization"])] * 2), 401)
+
+
+def test_a_full_store_still_knows_its_tokens(tmp_path, redis_url):
+    """Given a Redis that has no room, then a use goes unnoted, and whoever has to look may look."""
+    (tmp_path / "workflows").mkdir()
+    (tmp_path / "workflows" / "all.yml").write_text(WORKFLOWS)
+    with serving(settings_for(tmp_path, redis_url)) as web, redis.Redis.from_url(redis_url) as client:
+        id_, headers = give(web, "read")
+        client.config_set("maxmemory", 1)
+        try:
+            assert web.client.get("/runs", headers=headers).status_code == 200
+        finally:
+            client.config_set("maxmemory", 0)
+        assert web.store.do(web.store.tokens())[0].last_used_at is None
+        assert web.client.get("/runs", headers=headers).status_code == 200
+        assert web.store.do(web.store.tokens())[0].id == id_

@@ -11,7 +11,8 @@ local key = prefix .. 'token:' .. id
 local created, expires, used, facts = unpack(redis.call('HMGET', key, 'c', 'e', 'u', 'j'))
 local expired = expires ~= '' and tonumber(expires) <= now
 if not expired and (used == '' or now - tonumber(used) >= tonumber(ARGV[6])) then
-  used = string.format('%.0f', now)
-  redis.call('HSET', key, 'u', used)
+  local noted = string.format('%.0f', now)
+  -- A server without room for it, or one that only reads, still says who may look.
+  if type(redis.pcall('HSET', key, 'u', noted)) == 'number' then used = noted end
 end
 return { any, expired and 1 or 0, id, created, expires, used, facts }
