@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from director import deliver, deliveries
-from director.command import Context, as_json, print_result, table, watch
+from director.command import Context, as_json, plain, print_result, table, watch
 from director.errors import NotFound
 from director.host import Host
 from director.models import Delivery, FullDelivery
@@ -141,7 +141,7 @@ def inbox_show(context: Context, delivery: str, json_: bool) -> None:
 
 
 def _lines(found: FullDelivery) -> list[str]:
-    head: dict[str, Any] = {
+    head: dict[str, str | None] = {
         "inbox id": found.id,
         "delivery": found.delivery,
         "at": found.at,
@@ -152,7 +152,7 @@ def _lines(found: FullDelivery) -> list[str]:
         "secret": found.secret,
         "body": f"{found.size} bytes, {found.content_type}" if found.content_type else f"{found.size} bytes",
     }
-    lines = [f"{name:<9} {value}" for name, value in head.items() if value]
+    lines = [f"{name:<9} {plain(value)}" for name, value in head.items() if value]
     lines += [f"run       {run.id} {run.workflow}" for run in found.runs]
     return [*lines, "", found.body] if found.body else lines
 

@@ -494,7 +494,13 @@ def test_the_inbox_of_a_running_service(home, director, request, mode):
         assert director("runs", "watch", run_id, **env).returncode == 0
         refused = director("deliveries", "replay", oldest.split()[0], **env)
         assert (refused.returncode, "nobody vouches for it" in refused.stderr) == (1, True)
-        only = json.loads(director("deliveries", "list", "--verdict", "rejected", "--json", **env).stdout)
+        assert service.call("POST", "/hooks/%1b%5b2J%c2%9b0m%0aforged", {})[0] == 404
+        listed = director("deliveries", "list", "--limit", "1", **env).stdout
+        assert r"  \x1b[2J\x9b0m\nforged  " in listed, "what a stranger says is shown, and no terminal obeys it"
+        assert r"source    \x1b[2J\x9b0m\nforged" in director("deliveries", "show", "latest", **env).stdout
+        only = json.loads(
+            director("deliveries", "list", "--verdict", "rejected", "--source", "github", "--json", **env).stdout
+        )
         assert [entry["verdict"] for entry in only["deliveries"]] == ["rejected"]
     finally:
         service.stop()
