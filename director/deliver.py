@@ -16,7 +16,7 @@ from director.engine import Engine
 from director.errors import DirectorError, InvalidPayload
 from director.models import Delivery
 from director.settings import Settings
-from director.signing import SignedRequest, claims, scheme, sign
+from director.signing import SignedRequest, claims, scheme, sign, verify
 from director.store.base import Store
 from director.triggers import Router
 
@@ -47,10 +47,16 @@ def signed(
     headers += [(made.event_header, event)] if made.event_header else []
     headers += [(made.id_header, str(uuid.uuid4()))] if made.id_header else []
     request = SignedRequest("POST", f"{settings.local_url}/hooks/{name}", headers, body)
+    now = time.time()
     try:
-        return msgspec.structs.replace(request, headers=[*headers, *sign(made, secret, request, now=time.time())])
+        request = msgspec.structs.replace(request, headers=[*headers, *sign(made, secret, request, now=now)])
     except ValueError as exc:
         raise DirectorError(f'Source "{name}" cannot sign: {exc}.') from None
+    # A time in the body may be over, and a private key may be that of another public one.
+    verdict = verify(made, definitions.secrets(source), request, now=now)
+    if not verdict.ok:
+        raise DirectorError(f'Source "{name}" would refuse {file}: {verdict.detail} ({verdict.reason}).')
+    return request
 
 
 def _content_type(body: bytes) -> str:

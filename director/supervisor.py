@@ -216,8 +216,9 @@ def _introduce(settings: Settings, service: Service, listener: socket.socket) ->
     from director.web.status import answers, problems_of
 
     host, port = listener.getsockname()[:2]
-    definitions = service.definitions
-    states = {it.name: "open" if definitions.is_open(it) else "closed" for it in definitions.known_sources()}
+    project, is_open = service.definitions.project, service.definitions.is_open
+    known = service.definitions.known_sources()
+    sources = ", ".join(f"{it.name} ({'open' if is_open(it) else 'closed'})" for it in known)
     problems = problems_of(service)
     if settings.redis_url and not answers(settings.redis_url):
         problems.append(f"{settings.store_name} does not answer. Until it does, HTTP answers 503.")
@@ -227,8 +228,8 @@ def _introduce(settings: Settings, service: Service, listener: socket.socket) ->
         f"director listens on http://{f'[{host}]' if ':' in host else host}:{port}",
         f"  store      {settings.store_name}",
         f"  broker     {settings.broker_name}",
-        f"  workflows  {', '.join(definitions.project.workflows) or 'none'}",
-        f"  sources    {', '.join(f'{name} ({state})' for name, state in states.items()) or 'none'}",
+        f"  workflows  {', '.join(project.workflows) or 'none'}",
+        f"  sources    {sources or 'none'}",
         f"  access     with a token{'' if settings.token else '; while there is none, this machine only'}",
         *(f"  problem    {text}" for text in problems),
     ]

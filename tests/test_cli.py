@@ -450,6 +450,10 @@ def test_a_public_key_signs_nothing(home, director):
     assert (done.returncode, "--key" in done.stderr) == (1, True)
     done = director("sources", "sign", "discord", "body.json", "--key", "PRIVATE", PUBLIC=public, PRIVATE=private)
     assert "X-Signature-Ed25519: " in done.stdout
+    done = director(
+        "sources", "sign", "discord", "body.json", "--key", "PRIVATE", PUBLIC=public, PRIVATE="11" * 32
+    )
+    assert (done.returncode, "would refuse body.json" in done.stderr) == (1, True)
     unset = director("sources", "sign", "discord", "body.json", "--key", "PRIVATE", PUBLIC=public)
     assert (unset.returncode, unset.stderr) == (1, "--key names PRIVATE, which is not set.\n")
     unset = director("sources", "sign", "discord", "body.json")

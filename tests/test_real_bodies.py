@@ -273,3 +273,5 @@ def test_what_square_signs_is_its_address_too(tmp_path):
         answer = web.client.post("/hooks/square?from=square", content=body.encode(), headers=headers)
         assert (answer.status_code, answer.json()["delivery"]) == (202, "e-1")
         assert web.client.post("/hooks/square", content=body.encode(), headers=headers).status_code == 401
+        wrong = "taken for https://director.example.com/hooks/square: is DIRECTOR_PUBLIC_URL right?"
+        assert web.inbox()[0]["reason"].endswith(wrong)

@@ -2,6 +2,9 @@
 
 import base64
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -283,3 +286,24 @@ def test_a_secret_that_is_not_written_as_the_scheme_says_signs_nothing():
     assert "not an Ed25519 key in hex" in secret_problem(scheme("discord"), "00" * 31)
     with pytest.raises(ValueError, match="not base64"):
         sign(made, "whsec_not base64!", SignedRequest("POST", "/", [], b"{}"), now=NOW)
+
+
+def test_without_cryptography_ed25519_is_closed_and_says_what_to_install(tmp_path):
+    (tmp_path / "workflows").mkdir()
+    (tmp_path / "workflows" / "w.yml").write_text("sources: {discord: {secret: $PUBLIC}}\n")
+    program = """
+import sys
+sys.modules["cryptography"] = None
+from director.cli import main
+from director.signing import SignedRequest, scheme, verify
+request = SignedRequest("POST", "/", [("X-Signature-Ed25519", "00" * 64), ("X-Signature-Timestamp", "1")], b"{}")
+verdict = verify(scheme("discord"), ["00" * 32], request, now=1)
+print(verdict.reason, verdict.detail)
+sys.exit(main(["check"]))
+"""
+    env = {**os.environ, "DIRECTOR_HOME": str(tmp_path), "PUBLIC": "00" * 32}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    wanted = 'Ed25519 needs the package "cryptography": pip install cryptography'
+    assert done.stdout.startswith(f"no_secret {wanted}\n")
+    assert f'source "discord" PUBLIC cannot be used: {wanted}' in done.stdout

@@ -7,6 +7,7 @@ import hmac
 import time
 
 import pytest
+import redis
 
 from director import log
 from director.models import time_ms
@@ -231,22 +232,48 @@ def test_what_is_gathered_is_written_when_the_service_stops(tmp_path):
         assert web.inbox()[0]["delivery"] == "last"
 
 
-def test_no_secret_and_no_right_signature_is_anywhere(tmp_path, redis_url, capfd):
+@pytest.mark.parametrize("kind", ["tiny", "redis"])
+def test_no_secret_and_no_right_signature_is_anywhere(tmp_path, request, kind, capfd):
     """Given a sender with a wrong secret, then neither log, answer nor store shows what would have been right."""
-    import redis
-
+    url = request.getfixturevalue("redis_url") if kind == "redis" else None
     body = b'{"word": "body-of-a-stranger"}'
     right = signature(body, SECRET).removeprefix("sha256=")
-    with serving(settings_for(tmp_path, redis_url)) as web:
+    with serving(settings_for(tmp_path, url, DIRECTOR_WEBHOOK_SECRET="d2hhdCBubyBvbmUga25vd3M=")) as web:
         answers = [web.hook(body, x_hub_signature_256=signature(body, "misconfigured"), x_github_delivery="in-6")]
-        answers += [web.client.get("/deliveries"), web.client.get("/deliveries/in-6"), web.client.get("/sources")]
+        answers += [web.hook(PUSH), web.client.post("/hooks/director", content=body)]
+        paths = ("/deliveries", "/deliveries/in-6", "/sources", "/status", "/workflows", "/runs")
+        answers += [web.client.get(path) for path in paths]
     log.flush()
-    client = redis.Redis.from_url(redis_url)
-    everything = [answer.text for answer in answers] + [capfd.readouterr().err]
-    for key in client.keys("*"):
-        reader = {b"hash": client.hgetall, b"zset": lambda k: client.zrange(k, 0, -1), b"string": client.get}
-        everything.append(f"{key!r} {reader.get(client.type(key), client.type)(key)!r}")
-    found = "\n".join(everything)
-    assert "bad_signature" in found, "the reason is there"
-    for secret in (SECRET, right, bytes.fromhex(right).hex().upper(), "body-of-a-stranger", "misconfigured"):
-        assert secret not in found
+    stored = (
+        redis_contents(url) if url else [file.read_text() for file in (tmp_path / ".director").rglob("*.json")]
+    )
+    assert "bad_signature" in str(stored), "the reason is there"
+    everything = {
+        "answers": "\n".join(answer.text for answer in answers),
+        "log": capfd.readouterr().err,
+        "store": "\n".join(stored),
+    }
+    assert "bad_signature" in everything["log"]
+    for secret in (
+        SECRET,
+        right,
+        right.upper(),
+        "body-of-a-stranger",
+        "misconfigured",
+        "d2hhdCBubyBvbmU",
+        "whsec_old",
+    ):
+        assert [place for place, text in everything.items() if secret in text] == []
+
+
+def redis_contents(url: str) -> list[str]:
+    """Return every key and value of a server."""
+    client = redis.Redis.from_url(url)
+    readers = {
+        b"hash": client.hgetall,
+        b"zset": lambda key: client.zrange(key, 0, -1),
+        b"string": client.get,
+        b"list": lambda key: client.lrange(key, 0, -1),
+        b"set": client.smembers,
+    }
+    return [f"{key!r} {readers[client.type(key)](key)!r}" for key in client.keys("*")]

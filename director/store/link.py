@@ -16,7 +16,8 @@ import hiredis
 import msgspec
 
 from director.errors import StoreUnavailable
-from director.store.redis import PRELUDES, RedisCall, RedisStore
+from director.store.calls import RedisCall
+from director.store.redis import PRELUDES, RedisStore
 
 MAX_WAITING = 10_000
 

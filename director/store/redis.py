@@ -7,11 +7,8 @@ repeats are safe (see `store.base`). `do` makes a call over a plain socket, `lin
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
@@ -22,60 +19,35 @@ from director.settings import hide_password
 from director.states import LETTER, WORD
 from director.store import base, keys, rules, tokens
 from director.store.base import Begun, Described, Finished, NewRun, Outbox, Outcome, Ref, Started, Store, Swept
+from director.store.calls import RedisCall, source
+from director.store.replies import (
+    as_begun,
+    as_finished,
+    as_listed,
+    as_queues,
+    as_refs,
+    as_schedule,
+    as_started,
+    as_state,
+    as_swept,
+    as_text,
+    as_token,
+    as_word,
+    fire_words,
+    groups,
+    there,
+)
 
 if TYPE_CHECKING:
     from redis.connection import Connection
 
 T = TypeVar("T")
-NEEDS_PLAN = -1
 PRELUDES = 2
 """How often a call is made again because Redis lacked its script or its plan."""
 KNOWN_PLANS = 1000
-LIST_HEADER = "wslcbenofxp"
-"""The fields that `list` reads of each run, in the order of the script."""
 _PLAN = msgspec.json.Decoder(Plan)
 _DELIVERY = msgspec.json.Decoder(Delivery)
 _OPTIONS = msgspec.json.Decoder(TaskOptions)
-
-
-class RedisCall(Described[T]):
-    """One script call, or one plain command when `script` is empty."""
-
-    __slots__ = ("args", "keys", "plan", "read", "script")
-
-    def __init__(
-        self,
-        script: str,
-        keys: Sequence[str],
-        args: Sequence[Any],
-        read: Callable[[Any], T],
-        plan: Plan | None = None,
-    ) -> None:
-        self.script, self.keys, self.args, self.read, self.plan = script, keys, args, read, plan
-
-    def answer(self, reply: Any) -> Any:
-        """Return what a reply means, or a DirectorError."""
-        if isinstance(reply, Exception):
-            # Out of memory, loading, read-only replica: Redis refuses before the script writes.
-            return StoreUnavailable(f"Redis refused {self.script or self.args[0]}: {reply}")
-        if self.needs_plan(reply):
-            return StoreUnavailable(f"Redis refused to store the plan that {self.script} needs.")
-        try:
-            return self.read(reply)
-        except DirectorError as exc:
-            return exc
-
-    def needs_plan(self, reply: Any) -> bool:
-        """Return whether Redis answers that it does not have the call's plan."""
-        return self.plan is not None and isinstance(reply, list) and reply[0] == NEEDS_PLAN
-
-
-@cache
-def source(script: str) -> tuple[str, str]:
-    """Return a script's text, with what all scripts share before it, and its SHA-1."""
-    folder = resources.files("director.store") / "lua"
-    text = "\n".join((folder / f"{name}.lua").read_text() for name in ("common", script))
-    return text, hashlib.sha1(text.encode()).hexdigest()
 
 
 class RedisStore(Store):
@@ -224,13 +196,13 @@ class RedisStore(Store):
             *(new.run_id, workflow, new.plan.digest, new.plan.total, len(new.plan.nodes)),
             *(new.payload, rules.pack_trigger(new.trigger), new.comment, new.relaunch_of),
             *((new.dedupe.ttl_s, new.dedupe.fingerprint) if new.dedupe else (0, "")),
-            *_fire(new.fire),
+            *fire_words(new.fire),
             *(len(new.roots), *new.roots, len(new.kept), *new.kept, len(new.waits), *waits),
         ]
-        return RedisCall("start", [*made, *indexes, seen], args, _started, plan=new.plan)
+        return RedisCall("start", [*made, *indexes, seen], args, as_started, plan=new.plan)
 
     def begin(self, ref: Ref, token: str, holder: str) -> RedisCall[Begun | None]:
-        return self._on_run("begin", ref.run_id, ref.number, token, holder, read=_begun)
+        return self._on_run("begin", ref.run_id, ref.number, token, holder, read=as_begun)
 
     def finish(
         self, ref: Ref, token: str, outcome: Outcome, holder: str, wish: base.Next | None = None
@@ -241,22 +213,22 @@ class RedisStore(Store):
             status, body = "f" if outcome.retry_in_ms is None else "y", msgspec.json.encode(outcome.error)
         wanted = (wish.token, wish.queue, int(wish.take)) if wish else ("", "", 0)
         args = (ref.number, token, status, body, outcome.retry_in_ms or 0, holder, *wanted)
-        return self._on_run("finish", ref.run_id, *args, read=_finished)
+        return self._on_run("finish", ref.run_id, *args, read=as_finished)
 
     def renew(self, held: Sequence[tuple[Ref, str]]) -> RedisCall[tuple[Ref, ...]]:
         args = [part for ref, token in held for part in (ref.run_id, ref.number, token)]
         return RedisCall("renew", [], args, lambda reply: tuple(held[index][0] for index in reply))
 
     def hand_back(self, holder: str, counted: bool) -> RedisCall[Swept]:
-        return RedisCall("hand_back", [], [holder, int(counted)], _swept)
+        return RedisCall("hand_back", [], [holder, int(counted)], as_swept)
 
     def unknown(self, ref: Ref, token: str, error: TaskError) -> RedisCall[Swept]:
         body = msgspec.json.encode(error)
-        return self._on_run("unknown", ref.run_id, ref.number, token, body, read=_swept)
+        return self._on_run("unknown", ref.run_id, ref.number, token, body, read=as_swept)
 
     def cancel(self, run_id: str, token: str) -> RedisCall[None]:
         def read(reply: Any) -> None:
-            if status := _word(_there(run_id, reply)):
+            if status := as_word(there(run_id, reply)):
                 raise base.has_ended(run_id, status)
 
         return self._on_run("cancel", run_id, token, read=read)
@@ -266,7 +238,7 @@ class RedisStore(Store):
             if reply[0] > 0:
                 return int(reply[1]) if reply[0] == 1 else 0
             if reply[0] == 0:
-                raise base.moved_on(order.run_id, WORD[_text(reply[1])], reply[2])
+                raise base.moved_on(order.run_id, WORD[as_text(reply[1])], reply[2])
             raise base.no_run(order.run_id)
 
         run, once = self._key("run:", order.run_id), order.dedupe
@@ -282,7 +254,7 @@ class RedisStore(Store):
 
     def seen(self, dedupe: base.Dedupe, workflow: str) -> RedisCall[str | None]:
         def read(reply: Any) -> str | None:
-            return _text(reply).partition(" ")[0] if reply else None
+            return as_text(reply).partition(" ")[0] if reply else None
 
         return RedisCall("", [], ["GET", keys.seen_key(self.prefix, dedupe, workflow)], read)
 
@@ -297,7 +269,7 @@ class RedisStore(Store):
 
     def deliveries(self, which: base.DeliveryFilter) -> RedisCall[tuple[tuple[Delivery, ...], str | None]]:
         def read(reply: Any) -> tuple[tuple[Delivery, ...], str | None]:
-            return tuple(_DELIVERY.decode(text) for text in reply[1:]), _text(reply[0]) or None
+            return tuple(_DELIVERY.decode(text) for text in reply[1:]), as_text(reply[0]) or None
 
         args = [which.source or "", which.verdict or "", which.after or "", which.limit]
         return RedisCall("deliveries", [], args, read)
@@ -322,11 +294,11 @@ class RedisStore(Store):
         """
 
         def read(reply: Any) -> Swept:
-            released, resent = map(_refs, reply[3:5])
-            due = tuple((_text(name), at) for name, at in _groups(reply[6], 2))
+            released, resent = map(as_refs, reply[3:5])
+            due = tuple((as_text(name), at) for name, at in groups(reply[6], 2))
             coming, now, missed, unsure = reply[7:]
             return msgspec.structs.replace(
-                _swept(reply),
+                as_swept(reply),
                 released=released,
                 resent=resent,
                 idle=not reply[5],
@@ -334,7 +306,7 @@ class RedisStore(Store):
                 next_in_ms=None if coming < 0 else max(1, coming - now),
                 now=now,
                 missed_until=missed,
-                unsure=tuple(sorted({_text(queue) for queue in unsure})),
+                unsure=tuple(sorted({as_text(queue) for queue in unsure})),
             )
 
         limits = (base.SWEEP_LIMIT, base.OUTAGE_MS, base.OUTAGE_GRACE_MS)
@@ -342,7 +314,7 @@ class RedisStore(Store):
         return RedisCall("sweep", [], [*limits, *asks, *drained], read)
 
     def refresh(self, schedules: Sequence[str]) -> RedisCall[tuple[int, tuple[str, ...]]]:
-        return RedisCall("refresh", [], schedules, lambda reply: (reply[0], tuple(map(_text, reply[1:]))))
+        return RedisCall("refresh", [], schedules, lambda reply: (reply[0], tuple(map(as_text, reply[1:]))))
 
     def add(self, entries: Sequence[base.Entry]) -> RedisCall[None]:
         args: list[Any] = []
@@ -355,13 +327,7 @@ class RedisStore(Store):
         return RedisCall("skip", [], [fire.schedule, fire.was, fire.next, fire.skipped, fire.reason], bool)
 
     def schedules(self, ids: Sequence[str]) -> RedisCall[tuple[base.ScheduleState, ...]]:
-        def read(reply: Any) -> tuple[base.ScheduleState, ...]:
-            return tuple(
-                rules.schedule_state(coming, int(due or 0), _text(run or b""), int(count or 0), _text(skip or b""))
-                for coming, due, run, count, skip in _groups(reply, 5)
-            )
-
-        return RedisCall("schedules", [], ids, read)
+        return RedisCall("schedules", [], ids, lambda reply: tuple(as_schedule(*row) for row in groups(reply, 5)))
 
     def prune(self, keeps: Mapping[str, base.Keep], limit: int = base.PRUNE_LIMIT) -> RedisCall[int]:
         args: list[Any] = [limit]
@@ -390,12 +356,12 @@ class RedisStore(Store):
         def read(reply: Any) -> tuple[Outbox, ...]:
             queued = [
                 Outbox(
-                    ref=Ref(run_id=_text(run_id), number=number),
+                    ref=Ref(run_id=as_text(run_id), number=number),
                     queued_at=int(at),
-                    hook=_text(kind),
-                    plan=_text(p),
+                    hook=as_text(kind),
+                    plan=as_text(p),
                 )
-                for run_id, number, at, kind, p in _groups(reply, 5)
+                for run_id, number, at, kind, p in groups(reply, 5)
             ]
             # The script reads list by list.
             return tuple(sorted(queued, key=lambda item: (item.queued_at, item.ref)))
@@ -406,11 +372,11 @@ class RedisStore(Store):
         self, worker: str, tasks: Mapping[str, TaskOptions], queues: Sequence[str] = ()
     ) -> RedisCall[tuple[str, ...]]:
         pairs = [part for name, options in tasks.items() for part in (name, msgspec.json.encode(options))]
-        return RedisCall("publish", [], [worker, "\n".join(queues), *pairs], _queues)
+        return RedisCall("publish", [], [worker, "\n".join(queues), *pairs], as_queues)
 
     def task_options(self) -> RedisCall[dict[str, TaskOptions]]:
         def read(reply: Any) -> dict[str, TaskOptions]:
-            return {_text(name): _OPTIONS.decode(text) for name, text in _groups(reply, 2)}
+            return {as_text(name): _OPTIONS.decode(text) for name, text in groups(reply, 2)}
 
         return RedisCall("", [], ["HGETALL", self._key("tasks")], read)
 
@@ -423,14 +389,14 @@ class RedisStore(Store):
             if reply == 0:
                 raise tokens.taken(new.id)
             created, expires = reply
-            return _token(new.id, created, expires, "", facts)
+            return as_token(new.id, created, expires, "", facts)
 
         lasts = "" if new.expires_in_ms is None else new.expires_in_ms
         return RedisCall("add_token", [], [new.id, new.digest, lasts, facts], read)
 
     def tokens(self) -> RedisCall[tuple[AccessToken, ...]]:
         def read(reply: Any) -> tuple[AccessToken, ...]:
-            found = (_token(*row) for row in _groups(reply, 5))
+            found = (as_token(*row) for row in groups(reply, 5))
             return tuple(sorted(found, key=lambda token: (token.created_at, token.id)))
 
         return RedisCall("tokens", [], [], read)
@@ -447,7 +413,7 @@ class RedisStore(Store):
             any_token, *found = reply
             if not found:
                 return Presented(any_token=bool(any_token))
-            return Presented(token=_token(*found[1:]), expired=bool(found[0]), any_token=bool(any_token))
+            return Presented(token=as_token(*found[1:]), expired=bool(found[0]), any_token=bool(any_token))
 
         return RedisCall("authenticate", [], [digest, base.USE_NOTED_MS], read)
 
@@ -463,17 +429,17 @@ class RedisStore(Store):
 
     def get(self, run_id: str) -> RedisCall[tuple[FullRun, Plan]]:
         def read(reply: Any) -> tuple[FullRun, Plan]:
-            fields, more, text = _there(run_id, reply)
-            header = {_text(name): _text(value) for name, value in _groups(fields, 2)}
-            data = {_text(name): value for name, value in _groups(more, 2)}
+            fields, more, text = there(run_id, reply)
+            header = {as_text(name): as_text(value) for name, value in groups(fields, 2)}
+            data = {as_text(name): value for name, value in groups(more, 2)}
             plan = self._plan(header["p"], text)
-            return rules.view(_state(run_id, header), plan, data), plan
+            return rules.view(as_state(run_id, header), plan, data), plan
 
         return RedisCall("get", [self._key("run:", run_id), self._key("data:", run_id)], [], read)
 
     def list(self, which: base.Filter) -> RedisCall[tuple[tuple[Run, ...], str | None]]:
         def read(reply: Any) -> tuple[tuple[Run, ...], str | None]:
-            return tuple(_listed(*entry) for entry in _groups(reply[1:], 3)), _text(reply[0]) or None
+            return tuple(as_listed(*entry) for entry in groups(reply[1:], 3)), as_text(reply[0]) or None
 
         by_status = {"failed": "runs.failed", "queued": "runs.active", "running": "runs.active"}
         index = f"runs:{which.workflow}" if which.workflow else by_status.get(which.status or "", "runs")
@@ -493,9 +459,9 @@ class RedisStore(Store):
             return base.Inspection(
                 now=int(now),
                 scheduled_at=int(scheduled) if scheduled else None,
-                queues=_queues(lists),
+                queues=as_queues(lists),
                 workers={
-                    _text(name): tuple(_text(line or b"").splitlines()) for name, line in _groups(workers, 2)
+                    as_text(name): tuple(as_text(line or b"").splitlines()) for name, line in groups(workers, 2)
                 },
             )
 
@@ -508,14 +474,14 @@ class RedisStore(Store):
     def state(self, workflows: Sequence[str]) -> RedisCall[base.StoreState]:
         def line(status: bytes, last: bytes, success: bytes, active: bytes) -> base.WorkflowState:
             return base.WorkflowState(
-                status=WORD.get(_text(status)),
-                last_run=_text(last) or None,
+                status=WORD.get(as_text(status)),
+                last_run=as_text(last) or None,
                 last_success_at=time_text(int(success)) if success else None,
                 active=int(active),
             )
 
         def read(reply: Any) -> base.StoreState:
-            lines = {name: line(*values) for name, values in zip(workflows, _groups(reply[3:], 4), strict=True)}
+            lines = {name: line(*values) for name, values in zip(workflows, groups(reply[3:], 4), strict=True)}
             oldest = None if reply[1] < 0 else reply[1] / 1000
             return base.StoreState(queued=reply[0], oldest_queued_s=oldest, workers=reply[2], workflows=lines)
 
@@ -529,122 +495,3 @@ class RedisStore(Store):
                 self._plans.clear()
             plan = self._plans[digest] = _PLAN.decode(text)
         return plan
-
-
-# How replies read
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _word(reply: Any) -> str:
-    return WORD.get(_text(reply), "")
-
-
-def _groups(flat: Sequence[Any], width: int) -> Iterable[tuple[Any, ...]]:
-    return zip(*[iter(flat)] * width, strict=True)
-
-
-def _refs(members: Iterable[bytes]) -> tuple[Ref, ...]:
-    parts = (_text(member).rpartition(":") for member in members)
-    return tuple(Ref(run_id=run_id, number=int(number)) for run_id, _, number in parts)
-
-
-def _queues(lists: Iterable[bytes]) -> tuple[str, ...]:
-    return tuple(sorted({_text(name).partition("\x06")[0] for name in lists}))
-
-
-def _swept(reply: Any) -> Swept:
-    return Swept(lost=_refs(reply[0]), failed=_refs(reply[1]), ended=tuple(map(_text, reply[2])), idle=False)
-
-
-def _there(run_id: str, reply: Any) -> Any:
-    if reply is None:
-        raise base.no_run(run_id)
-    return reply
-
-
-def _token(id_: bytes | str, created: bytes, expires: bytes, used: bytes | str, facts: bytes) -> AccessToken:
-    until, last = (int(ms) if ms else None for ms in (expires, used))
-    return tokens.token(_text(id_), int(created), until, last, facts)
-
-
-def _fire(fire: base.Fire | None) -> tuple[Any, ...]:
-    if fire is None:
-        return ("", 0, 0, 0, 0, "", 0)
-    return (fire.schedule, fire.was, fire.due, fire.next, fire.skipped, fire.reason, int(fire.alone))
-
-
-def _started(reply: Any) -> Started:
-    if reply[0] == -2:
-        raise base.no_run(_text(reply[1]))
-    kind, run_id = reply[0], _text(reply[1])
-    refused: dict[int, Any] = {4: "moved", 5: "overlap"}
-    return Started(run_id=run_id, duplicate=kind == 2, conflict=kind == 3, refused=refused.get(kind, ""))
-
-
-def _begun(reply: Any) -> Begun | None:
-    if not reply:
-        return None
-    run_id, number, token, workflow, plan, task, shape, attempt, retries, launch, hook, data = reply
-    payload, trigger, *results = data
-    return Begun(
-        ref=Ref(run_id=_text(run_id), number=number),
-        token=_text(token),
-        workflow=_text(workflow),
-        plan=_text(plan),
-        task=_text(task),
-        shape=_text(shape),
-        attempt=attempt,
-        retries=retries,
-        launch=launch,
-        hook=_text(hook),
-        payload=payload or b"{}",
-        trigger=rules.unpack_trigger(trigger or b""),
-        results=tuple(result or b"null" for result in results),
-    )
-
-
-def _finished(reply: Any) -> Finished:
-    begun = _begun(reply[2]) if reply[0] else None
-    return Finished(accepted=bool(reply[0]), begun=begun, run_status=_word(reply[1]))
-
-
-def _listed(run_id: bytes, values: Any, data: Any) -> Run:
-    pairs = zip(LIST_HEADER, values, strict=True)
-    header = {name: _text(value) for name, value in pairs if value is not None}
-    trigger, comment, relaunch_of, error, key = data
-    known = {"t": trigger, "c": comment, "z": relaunch_of, f"e{header.get('x')}": error}
-    state = _state(_text(run_id), header)
-    return rules.header(state, {name: value for name, value in known.items() if value}, _text(key or b""))
-
-
-def _state(run_id: str, header: Mapping[str, str]) -> rules.RunState:
-    """Return the state that a run's hash holds."""
-    created = int(header["c"])
-    return rules.RunState(
-        id=run_id,
-        workflow=header["w"],
-        plan=header["p"],
-        total=int(header["n"]),
-        nodes=int(header.get("j", 0)),
-        created=created,
-        s=header["s"],
-        launch=int(header.get("l", 1)),
-        started=int(header["b"]) if "b" in header else None,
-        ended=int(header["e"]) if "e" in header else None,
-        succeeded=int(header["o"]),
-        failed=int(header.get("f", 0)),
-        hooks=header.get("h", ""),
-        first_failed=int(header["x"]) if "x" in header else None,
-        tasks={name: _task(text, created) for name, text in header.items() if name.isdecimal()},
-    )
-
-
-def _task(text: str, created: int) -> rules.Task:
-    status, counts, *words = text.split(" ")
-    attempts, retries, losses, waits, *_ = [*map(int, counts.split(",")), 0, 0, 0]
-    queued, started, ended = (None if word == "-" else created + int(word, 16) for word in words[:3])
-    holder, token = ("" if word == "-" else word for word in words[3:])
-    return rules.Task(status, attempts, retries, losses, waits, queued, started, ended, holder, token)

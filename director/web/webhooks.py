@@ -163,6 +163,8 @@ class Webhooks:
             identity, taking.event = claims(source.scheme, request, reads_body=False)
             taking.delivery = identity or taking.id
             hint = f" ({source.hint})" if verdict.reason in ("no_secret", "bad_signature") else ""
+            if source.signs_url and verdict.reason == "bad_signature":
+                hint += f"; it covers the address, which was taken for {url}: is DIRECTOR_PUBLIC_URL right?"
             taking.reason = f"{verdict.reason}: {verdict.detail}{hint}"
             # The reason stays here: a guesser must not learn how close it came.
             raise Refusal(401, headers={"WWW-Authenticate": "Signature"})
