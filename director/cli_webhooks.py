@@ -176,7 +176,6 @@ def inbox_replay(context: Context, delivery: str, json_: bool) -> int:
             click.echo(f"{workflow} does not start: {reason}", err=True)
         if not done and not others and not json_:
             click.echo(f'no workflow has a trigger for source "{entry.source}"', err=True)
-        if host.sees_through:
-            ends = [watch(context, run_id, json_=False, draw=False, tend=host.tend) for _, run_id in done]
-            return max(ends, default=0) if done else 1
+        if host.sees_through and done:
+            return max(watch(context, run_id, json_=False, draw=False, tend=host.tend) for _, run_id in done)
     return 0 if done else 1
