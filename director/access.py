@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import get_args
-from urllib.parse import urlsplit
 
 from director.models import Presented, Scope, Struct
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-FORWARDING = (
-    *("forwarded", "forwarded-for", "via", "x-forwarded", "x-real-ip", "x-client-ip", "x-cluster-client-ip"),
-    *("cf-connecting-ip", "true-client-ip", "fly-client-ip"),
-)
+_FORWARDING = re.compile(r"forwarded|envoy|(client|real|connecting).?ip$|original-url$|^via$|^cdn-loop$")
+"""In the name of a header that a proxy adds."""
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z.-]+)(:[0-9]{1,5})?")
 WAY_IN = "Set DIRECTOR_TOKEN or run `director tokens create`, and send a token as `Authorization: Bearer …`."
 
 
@@ -86,7 +85,7 @@ def authorize(
         if not known.expired:
             return Grant(scope=known.token.scope, workflows=known.token.workflows)
         return Denial(401, f"The token has expired, at {known.token.expires_at}. Ask for a new one.")
-    if token or given or known.any_live:
+    if token or given or known.any_token:
         detail = "The token is not right." if "authorization" in headers else "A token is needed."
         return Denial(401, f"{detail} Send one as `Authorization: Bearer …`.")
     return _from_here(peer, headers) or ADMIN
@@ -95,13 +94,14 @@ def authorize(
 def _from_here(peer: str | None, headers: Mapping[str, str]) -> Denial | None:
     if not is_loopback(peer):
         return Denial(401, f"Without a token only this machine may call. {WAY_IN}")
-    host = headers.get("host")
-    if not is_loopback(_host_name(host)):
+    host = headers.get("host", "").lower()
+    name = _HOST.fullmatch(host)
+    if not name or not is_loopback(name[1].strip("[]")):
         return Denial(401, f"Without a token the Host must be localhost. {WAY_IN}")
-    if any(name in FORWARDING or name.startswith("x-forwarded-") for name in headers):
+    if any(map(_FORWARDING.search, headers)):
         return Denial(401, f"The request came through a proxy. {WAY_IN}")
     origin = headers.get("origin")
-    if origin is not None and origin.lower() != f"http://{host}".lower():
+    if origin is not None and origin.lower() != f"http://{host}":
         return Denial(403, f"The request comes from another site's page. {WAY_IN}")
     has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
     if has_body and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -136,11 +136,4 @@ def is_loopback(host: str | None) -> bool:
 
 
 def _same(given: str, token: str) -> bool:
-    return hmac.compare_digest(given.encode("latin-1"), token.encode())
-
-
-def _host_name(host: str | None) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname if host else None
-    except ValueError:
-        return None
+    return hmac.compare_digest(given.encode("latin-1"), token.encode("utf-8", "surrogateescape"))

@@ -151,7 +151,7 @@ def workflow_list(context: Context, json_: bool) -> None:
     rows = [(name, known[name].status, known[name].last_run, known[name].last_success_at) for name in workflows]
     plain = msgspec.to_builtins
     shown = [{**plain(workflow), **plain(known[name])} for name, workflow in workflows.items()]
-    print_result(json_, shown, table(("WORKFLOW", "STATUS", "LAST RUN", "LAST SUCCESS"), rows))
+    print_result(json_, {"workflows": shown}, table(("WORKFLOW", "STATUS", "LAST RUN", "LAST SUCCESS"), rows))
 
 
 @workflow.command("show")
@@ -193,7 +193,8 @@ def _payload(text: str) -> dict[str, Any]:
             text, where = Path(text[1:]).read_text(), text[1:]
         value = msgspec.json.decode(text)
     except (OSError, UnicodeDecodeError) as exc:
-        raise click.UsageError(f"{text.removeprefix('@')} cannot be read: {exc}") from None
+        why = getattr(exc, "strerror", None) or exc
+        raise click.UsageError(f"{text.removeprefix('@')} cannot be read: {why}") from None
     except (ValueError, RecursionError) as exc:
         raise click.UsageError(f"{where} is not valid JSON: {exc}") from None
     if not isinstance(value, dict):

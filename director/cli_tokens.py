@@ -25,7 +25,7 @@ def group() -> None:
 @as_json
 def create(context: Context, json_: bool, workflows: tuple[str, ...], **asked: Any) -> None:
     """Create a token and print it; it is kept as a hash, so nobody can print it again."""
-    order = {**asked, "workflows": list(workflows)}
+    order = {**asked, "workflows": list(workflows) or None}
     project = context.definitions().project
     if wrong := tokens.slips(order, project):
         options = {"expires_in": "--expires", "name": "--name"}
@@ -44,7 +44,9 @@ def show(context: Context, json_: bool) -> None:
     rows = []
     for one in found:
         workflows = ",".join(one.workflows) or "all"
-        rows.append((one.id, one.scope, workflows, one.created_at, one.expires_at, one.last_used_at, one.name))
+        rows.append(
+            (one.id, one.scope, workflows, one.created_at, one.expires_at, one.last_used_at, one.name or None)
+        )
     head = ("TOKEN", "SCOPE", "WORKFLOWS", "CREATED", "EXPIRES", "LAST USED", "NAME")
     print_result(json_, {"tokens": found}, table(head, rows))
 

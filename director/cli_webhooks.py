@@ -9,7 +9,8 @@ import click
 import msgspec
 
 from director import deliver, deliveries
-from director.command import Context, as_json, print_result, table, watch
+from director.command import Context, as_json, plain, print_result, table, watch
+from director.errors import NotFound
 from director.host import Host
 from director.models import Delivery, FullDelivery
 from director.store.base import DeliveryFilter
@@ -28,18 +29,25 @@ def sources() -> None:
 def sources_list(context: Context, json_: bool) -> None:
     """List sources, and whether each is open."""
     definitions = context.definitions()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": source.name,
             "scheme": source.preset,
-            "state": "open" if definitions.is_open(source) else "closed",
             "url": f"{context.settings.local_url}/hooks/{source.name}",
-            "secrets": ", ".join(source.secrets),
+            "open": definitions.is_open(source),
+            "secrets": [
+                {"name": variable, "set": bool(secret)}
+                for variable, secret in zip(source.secrets, definitions.secrets(source), strict=True)
+            ],
         }
         for source in definitions.known_sources()
     ]
-    lines = table(("SOURCE", "SCHEME", "STATE", "URL", "SECRETS"), [row.values() for row in rows])
-    print_result(json_, rows, lines)
+    lines = []
+    for row in rows:
+        secrets = (it["name"] + ("" if it["set"] else " (not set)") for it in row["secrets"])
+        state = "open" if row["open"] else "closed"
+        lines.append((row["name"], row["scheme"], state, row["url"], ", ".join(secrets)))
+    print_result(json_, {"sources": rows}, table(("SOURCE", "SCHEME", "STATE", "URL", "SECRETS"), lines))
 
 
 @sources.command("sign")
@@ -57,7 +65,9 @@ def sources_sign(context: Context, name: str, file: Path, event: str, key: str |
         return 0
     status, body = deliver.send(request)
     click.echo(body)
-    click.echo(f"HTTP {status}", err=True)
+    click.echo(
+        f"HTTP {status}" + ("; `director deliveries list` has the reason" if status == 401 else ""), err=True
+    )
     return 0 if status < 300 else 1
 
 
@@ -72,14 +82,16 @@ def sources_test(context: Context, name: str, file: Path, event: str | None, jso
     lines = [
         f"{it['workflow']} starts with {msgspec.json.encode(it['payload']).decode()}" for it in answer["starts"]
     ]
-    lines += [f"{it['workflow'] or 'its workflow'} relaunches run {it['run']}" for it in answer["relaunches"]]
+    for it in answer["relaunches"]:
+        origin = "" if it["from"] == "failed" else f" from {it['from']}"
+        lines.append(f"{it['workflow'] or 'it'} relaunches run {it['run']}{origin}")
     lines += [f"{it['workflow']} does not start: {it['reason']}" for it in answer["others"]]
     print_result(json_, answer, lines or [f'no workflow has a trigger for source "{name}"'])
 
 
 @click.group("deliveries")
 def inbox() -> None:
-    """List, show and replay what came in. ID is the inbox's, or the sender's."""
+    """List, show and replay what came in. ID is the inbox's, the sender's, or `latest`."""
 
 
 @inbox.command("list")
@@ -108,18 +120,28 @@ def _line(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
+def _delivery(context: Context, id_: str) -> tuple[Delivery, bytes | None]:
+    if id_ == "latest":
+        found, _ = context.do(lambda store: store.deliveries(DeliveryFilter(limit=1)))
+        if not found:
+            raise NotFound("Nothing has come in yet.")
+        id_ = found[0].id
+    answer: tuple[Delivery, bytes | None] = context.do(lambda store: store.delivery(id_))
+    return answer
+
+
 @inbox.command("show")
 @click.argument("delivery", metavar="ID")
 @as_json
 def inbox_show(context: Context, delivery: str, json_: bool) -> None:
     """Show a delivery with its reason and its body."""
-    entry, body = context.do(lambda store: store.delivery(delivery))
+    entry, body = _delivery(context, delivery)
     found = deliveries.shown(entry, body)
     print_result(json_, found, _lines(found))
 
 
 def _lines(found: FullDelivery) -> list[str]:
-    head: dict[str, Any] = {
+    head: dict[str, str | None] = {
         "inbox id": found.id,
         "delivery": found.delivery,
         "at": found.at,
@@ -130,7 +152,7 @@ def _lines(found: FullDelivery) -> list[str]:
         "secret": found.secret,
         "body": f"{found.size} bytes, {found.content_type}" if found.content_type else f"{found.size} bytes",
     }
-    lines = [f"{name:<9} {value}" for name, value in head.items() if value]
+    lines = [f"{name:<9} {plain(value)}" for name, value in head.items() if value]
     lines += [f"run       {run.id} {run.workflow}" for run in found.runs]
     return [*lines, "", found.body] if found.body else lines
 
@@ -140,7 +162,7 @@ def _lines(found: FullDelivery) -> list[str]:
 @as_json
 def inbox_replay(context: Context, delivery: str, json_: bool) -> int:
     """Start fresh runs from a delivery that was verified, by the workflows as they are now."""
-    entry, body = context.do(lambda store: store.delivery(delivery))
+    entry, body = _delivery(context, delivery)
     deliveries.replayed(entry, body)  # what cannot be played is said before anything is set up
     with Host(context.settings, context.store) as host:
         definitions = context.definitions(host.tasks)
@@ -154,7 +176,6 @@ def inbox_replay(context: Context, delivery: str, json_: bool) -> int:
             click.echo(f"{workflow} does not start: {reason}", err=True)
         if not done and not others and not json_:
             click.echo(f'no workflow has a trigger for source "{entry.source}"', err=True)
-        if host.sees_through:
-            ends = [watch(context, run_id, json_=False, draw=False, tend=host.tend) for _, run_id in done]
-            return max(ends, default=0) if done else 1
+        if host.sees_through and done:
+            return max(watch(context, run_id, json_=False, draw=False, tend=host.tend) for _, run_id in done)
     return 0 if done else 1

@@ -87,15 +87,23 @@ class Context:
         return msgspec.structs.replace(run, url=self.settings.run_url(run.id))
 
 
+def plain(text: str, keep: str = "") -> str:
+    """Return a text that a terminal shows and does not obey: strangers choose some of what is printed."""
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
 def print_result(json_: bool, value: Any, lines: Iterable[str] = ()) -> None:
     """Print a value as JSON, for programs, or lines for people."""
-    for line in [msgspec.json.format(msgspec.json.encode(value), indent=2).decode()] if json_ else lines:
-        click.echo(line)
+    if json_:
+        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    else:
+        for line in lines:
+            click.echo(plain(line, keep="\n\t"))
 
 
 def table(head: Sequence[str], rows: Sequence[Iterable[str | None]]) -> list[str]:
     """Return lines of aligned columns; `-` where nothing is."""
-    cells = [head, *(["-" if cell is None else cell for cell in row] for row in rows)]
+    cells = [head, *(["-" if cell is None else plain(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 

@@ -90,9 +90,9 @@ class Definitions:
         if name == BUILT_IN.name or name in self.project.sources:
             return self.project.sources.get(name, BUILT_IN)
         hint = (
-            did_you_mean(name, self.project.sources) or f"there are: {', '.join(self.project.sources) or 'none'}"
+            did_you_mean(name, self.project.sources) or f"there are: {', '.join(self.project.sources) or 'none'}."
         )
-        raise NotFound(f"No source is named {quote(name)}; {hint}.")
+        raise NotFound(f"No source is named {quote(name)}; {hint}")
 
     def known_sources(self) -> list[Source]:
         """Return the sources of the files, and the built-in one once its secret is set."""

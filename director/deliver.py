@@ -30,14 +30,18 @@ def signed(
     """
     source = definitions.source(name)
     made = scheme(source.scheme)
-    variables = (key,) if key else source.secrets
-    secret = next(filter(None, definitions.values(variables)), None)
+    secret = next(filter(None, definitions.values((key,) if key else source.secrets)), None)
     if secret is None:
-        raise DirectorError(f'Source "{name}" has no secret: set {" or ".join(variables)}.')
+        why = (
+            f"--key names {key}, which" if key else f'Source "{name}" has no secret: {" or ".join(source.secrets)}'
+        )
+        raise DirectorError(f"{why} is not set.")
     if made.type == "ed25519" and not key and not secret.startswith("whsk_"):
         raise DirectorError(
             f'Source "{name}" holds a public key, which signs nothing; --key names the variable of a private one.'
         )
+    if not (event.isascii() and event.isprintable()):
+        raise DirectorError(f"The event is {event!r}, which no header can hold: printable ASCII only.")
     body = file.read_bytes()
     headers = [("Content-Type", _content_type(body))]
     headers += [(made.event_header, event)] if made.event_header else []
@@ -78,7 +82,8 @@ def send(request: SignedRequest) -> tuple[int, str]:
     except urllib.error.HTTPError as exc:
         return exc.code, exc.read().decode()
     except OSError as exc:
-        raise DirectorError(f"{request.url} does not answer: {exc}. Is the service running?") from exc
+        why = getattr(exc, "reason", exc)
+        raise DirectorError(f"{request.url} does not answer: {why}. Is the service running?") from exc
 
 
 def dry_run(definitions: Definitions, name: str, file: Path, event: str | None) -> dict[str, Any]:

@@ -156,6 +156,7 @@ class Reading:
             scope.report(key, "a source's name has letters, digits, _ and -, at most 100")
         if key == BUILT_IN_SOURCE:
             scope.report(key, "this one is built in; give another a different name")
+            return
         if not isinstance(value, Map):
             # What stands here may be the secret itself, so that it is never shown.
             scope.report(value, "expected a mapping such as {secret: $NAME}")
@@ -186,7 +187,9 @@ class Reading:
         except signing.SchemeError as exc:
             for field, text in exc.problems:
                 if field == "scheme" and field not in fields:
-                    scope.report(key, "needs a scheme; write scheme: and the name of a preset, or hmac")
+                    named = [name for name in signing.presets() if name.startswith(str(key))]
+                    what = " or ".join(named) or "and the name of a preset, or hmac"
+                    scope.report(key, f"needs a scheme; write scheme: {what}")
                 else:
                     scope.report(fields.key(field) if field in fields else key, text)
         wanted = given if len(given) > 1 else given["scheme"]

@@ -375,8 +375,8 @@ class Presented(Struct, frozen=True):
     token: AccessToken | None = None
     """The one with that hash, an expired one too."""
     expired: bool = False
-    any_live: bool = False
-    """There is a token that has not expired, this or another."""
+    any_token: bool = False
+    """There is a token, this or another, even if all have expired: time alone opens nothing."""
 
 
 @lru_cache(maxsize=64)  # deliveries come many a millisecond

@@ -134,14 +134,14 @@ def refusal(settings: Settings) -> str | None:
         return None
     try:
         with contextlib.closing(open_store(settings, timeout_s=REFUSE_AFTER_S)) as store:
-            if store.do(store.authenticate("")).any_live:
+            if store.do(store.authenticate("")).any_token:
                 return None
-        why = "no access token is in force"
+        why = "there is no access token"
     except DirectorError as exc:
-        why = f"whether an access token is in force is not known ({exc})"
+        why = f"whether there is an access token is not known ({exc})"
     return (
         f"DIRECTOR_HOST is {settings.host}, which others can reach; DIRECTOR_TOKEN is not set, and {why}. "
-        "Set it to a long random text, or run `director tokens create`, or set DIRECTOR_HOST to 127.0.0.1."
+        "Set DIRECTOR_TOKEN to a long random text, run `director tokens create`, or set DIRECTOR_HOST=127.0.0.1."
     )
 
 

@@ -21,7 +21,7 @@ def make(order: Mapping[str, Any], project: Project) -> tuple[NewToken, str]:
     """Return what the store keeps, and the token, which nobody can find out later.
 
     Args:
-        order: `scope`, and if wanted `workflows` (none: all), `expires_in` (such as 90d), `name`; JSON values.
+        order: `scope`, and if wanted `workflows` (left out: all), `expires_in` (such as 90d), `name`; JSON values.
         project: whose workflows there are, broken ones too.
 
     Raises:
@@ -52,8 +52,9 @@ def slips(order: Mapping[str, Any], project: Project) -> dict[str, str]:
     scope, names, lasts, name = (order.get(field) for field in FIELDS)
     if scope not in SCOPES:
         found["scope"] = f"must be {', '.join(SCOPES[:-1])} or {SCOPES[-1]}"
-    if not isinstance(names, list | None):
-        found["workflows"] = "must be a list of names"
+    if names is not None and not (isinstance(names, list) and names):
+        # An empty one is what a program makes that has found none, and surely does not mean all.
+        found["workflows"] = "must be a list of names; leave it out for all"
     known = {*project.workflows, *project.broken}
     for place, workflow in enumerate(names if isinstance(names, list) else ()):
         if not isinstance(workflow, str):

@@ -218,13 +218,18 @@ def test_every_listing_has_a_header_and_a_json_form(director):
     assert json.loads(director("runs", "list", "--json", "--limit", "1").stdout)["runs"][0]["id"] == run_id
     assert json.loads(director("runs", "list", "--json", "--status", "failed").stdout)["runs"] == []
     assert director("workflow", "list").stdout.startswith("WORKFLOW ")
-    assert {w["name"] for w in json.loads(director("workflow", "list", "--json").stdout)} >= {"w.ONE", "w.OFF"}
+    listed = json.loads(director("workflow", "list", "--json").stdout)["workflows"]
+    assert {workflow["name"] for workflow in listed} >= {"w.ONE", "w.OFF"}
     assert "│  └─ INNER (chain)" in director("workflow", "show", "w.FRAGILE").stdout
     later = director("workflow", "show", "w.LATER").stdout
     assert later.endswith("starts at 0 3 * * * (UTC)\nstarts every 90 s (disabled)\n")
     assert json.loads(director("workflow", "show", "w.FRAGILE", "--json").stdout)["hooks"]["failure"] == "ALERT"
     assert re.search(r"^github +github +open +http://127", director("sources", "list").stdout, re.M)
-    assert json.loads(director("sources", "list", "--json", HOOK="").stdout)[0]["state"] == "closed"
+    listed = json.loads(director("sources", "list", "--json", HOOK="").stdout)["sources"]
+    assert (listed[0]["open"], listed[0]["secrets"]) == (False, [{"name": "HOOK", "set": False}])
+    assert re.search(
+        r"^github +github +closed +\S+ +HOOK \(not set\)$", director("sources", "list", HOOK="").stdout, re.M
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,11 +237,12 @@ def test_every_listing_has_a_header_and_a_json_form(director):
     [
         (("workflow", "run", "w.ONE", "{"), 2, "PAYLOAD is not valid JSON"),
         (("workflow", "run", "w.ONE", "[1]"), 2, "PAYLOAD must be a JSON object"),
-        (("workflow", "run", "w.ONE", "@nowhere.json"), 2, "nowhere.json cannot be read"),
+        (("workflow", "run", "w.ONE", "@nowhere.json"), 2, "nowhere.json cannot be read: No such file"),
         (("workflow", "run", "w.OEN"), 1, 'No workflow is named "w.OEN". Did you mean "w.ONE"?'),
         (("workflow", "run", "w.STRICT"), 1, "'number' is a required property"),
         (("workflow", "run", "w.OFF"), 1, "w.OFF is disabled"),
         (("runs", "show", "latest"), 1, "There is no run yet"),
+        (("deliveries", "show", "latest"), 1, "Nothing has come in yet"),
         (("runs", "show", "0123"), 1, 'starts with "0123"'),
         (("runs", "show", "01a20da6-d65a-742d-8649-2194183e1eee"), 1, "01a20da6"),
         (("runs", "list", "--status", "done"), 2, "'done' is not one of"),
@@ -244,8 +250,15 @@ def test_every_listing_has_a_header_and_a_json_form(director):
         (("worker",), 2, "Set DIRECTOR_REDIS_URL"),
         (("scheduler",), 2, "DIRECTOR_REDIS_URL"),
         (("sources", "sign", "nobody", "w.json"), 2, "w.json"),
-        (("sources", "test", "nobody", "workflows/w.yml"), 1, 'No source is named "nobody"'),
+        (("sources", "test", "nobody", "workflows/w.yml"), 1, 'No source is named "nobody"; there are: '),
+        (
+            ("sources", "test", "githup", "workflows/w.yml"),
+            1,
+            'No source is named "githup"; did you mean "github"?\n',
+        ),
         (("sources", "test", "github", "workflows/w.yml"), 1, "is not valid JSON"),
+        (("sources", "sign", "github", "workflows/w.yml", "--event", "a\nb", "--send"), 1, "no header can hold"),
+        (("sources", "sign", "github", "workflows/w.yml", "--event", "€", "--send"), 1, "no header can hold"),
     ],
 )
 def test_a_mistake_is_answered_on_stderr(director, args, status, words):
@@ -401,7 +414,10 @@ def test_sign_and_send_beside_a_service(home, director):
         refused = director(
             "sources", "sign", "github", "body.json", "--send", PORT=str(service.port), HOOK="other"
         )
-        assert (refused.returncode, refused.stderr) == (1, "HTTP 401\n")
+        assert (refused.returncode, refused.stderr) == (
+            1,
+            "HTTP 401; `director deliveries list` has the reason\n",
+        )
     finally:
         service.stop()
     nobody = director("sources", "sign", "github", "body.json", "--send", PORT=str(service.port))
@@ -438,8 +454,19 @@ def test_a_public_key_signs_nothing(home, director):
         "sources", "sign", "discord", "body.json", "--key", "PRIVATE", PUBLIC=public, PRIVATE="11" * 32
     )
     assert (done.returncode, "would refuse body.json" in done.stderr) == (1, True)
+    unset = director("sources", "sign", "discord", "body.json", "--key", "PRIVATE", PUBLIC=public)
+    assert (unset.returncode, unset.stderr) == (1, "--key names PRIVATE, which is not set.\n")
+    unset = director("sources", "sign", "discord", "body.json")
+    assert unset.stderr == 'Source "discord" has no secret: PUBLIC is not set.\n'
+
+
+def test_a_dry_run_of_the_built_in_source(home, director):
+    (home / "body.json").write_text("{}")
     done = director("sources", "test", "director", "body.json")
     assert (done.returncode, "The body must be" in done.stderr) == (1, True)
+    (home / "body.json").write_text('{"relaunch": "01900000-0000-7000-8000-000000000000", "from": "ONE"}')
+    done = director("sources", "test", "director", "body.json")
+    assert done.stdout == "it relaunches run 01900000-0000-7000-8000-000000000000 from ONE\n"
 
 
 @pytest.mark.parametrize("mode", ["embedded", "redis"])
@@ -461,7 +488,7 @@ def test_the_inbox_of_a_running_service(home, director, request, mode):
         assert "rejected  401   -" in oldest
         assert "bad_signature: the secret that is set does not make this signature (tried HOOK)" in oldest
         assert "another" not in listed.stdout
-        shown = director("deliveries", "show", accepted["delivery"], **env)
+        shown = director("deliveries", "show", "latest", **env)
         assert "secret    HOOK" in shown.stdout
         assert shown.stdout.endswith('\n\n{"id": 1}\n')
         again = director("deliveries", "replay", accepted["delivery"], **env)
@@ -471,7 +498,13 @@ def test_the_inbox_of_a_running_service(home, director, request, mode):
         assert director("runs", "watch", run_id, **env).returncode == 0
         refused = director("deliveries", "replay", oldest.split()[0], **env)
         assert (refused.returncode, "nobody vouches for it" in refused.stderr) == (1, True)
-        only = json.loads(director("deliveries", "list", "--verdict", "rejected", "--json", **env).stdout)
+        assert service.call("POST", "/hooks/%1b%5b2J%c2%9b0m%0aforged", {})[0] == 404
+        listed = director("deliveries", "list", "--limit", "1", **env).stdout
+        assert r"  \x1b[2J\x9b0m\nforged  " in listed, "what a stranger says is shown, and no terminal obeys it"
+        assert r"source    \x1b[2J\x9b0m\nforged" in director("deliveries", "show", "latest", **env).stdout
+        only = json.loads(
+            director("deliveries", "list", "--verdict", "rejected", "--source", "github", "--json", **env).stdout
+        )
         assert [entry["verdict"] for entry in only["deliveries"]] == ["rejected"]
     finally:
         service.stop()

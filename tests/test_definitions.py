@@ -468,6 +468,9 @@ def test_a_source_without_a_preset_of_its_name_needs_a_scheme(tmp_path: Path) ->
     assert problems(read(tmp_path, "sources: {acme: {secret: $S}}")) == [
         '1:11: source "acme": needs a scheme; write scheme: and the name of a preset, or hmac'
     ]
+    assert problems(read(tmp_path, "sources: {gitlab: {secret: $S}}")) == [
+        '1:11: source "gitlab": needs a scheme; write scheme: gitlab-token or gitlab-signing'
+    ]
 
 
 def test_an_unknown_key_of_a_source_is_refused(tmp_path: Path) -> None:
@@ -478,7 +481,7 @@ def test_an_unknown_key_of_a_source_is_refused(tmp_path: Path) -> None:
 def test_a_source_has_one_home_and_no_built_in_name(tmp_path: Path) -> None:
     write(
         tmp_path,
-        "sources: {github: {secret: $S}, director: {scheme: standard, secret: $D}}",
+        "sources: {github: {secret: $S}, director: {secret: $D}}",
         "workflows/b.yml",
     )
     project = read(tmp_path, SOURCES)

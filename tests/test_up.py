@@ -185,11 +185,11 @@ def test_a_busy_port_is_named(home):
 @pytest.mark.parametrize(
     ("env", "status", "words"),
     [
-        ({"DIRECTOR_HOST": "0.0.0.0"}, 2, "DIRECTOR_TOKEN is not set, and no access token is in force"),
+        ({"DIRECTOR_HOST": "0.0.0.0"}, 2, "DIRECTOR_TOKEN is not set, and there is no access token"),
         (
             {"DIRECTOR_HOST": "0.0.0.0", "DIRECTOR_REDIS_URL": "redis://127.0.0.1:1"},
             2,
-            "whether an access token is in force is not known (Redis at redis://127.0.0.1:1 did not answer",
+            "whether there is an access token is not known (Redis at redis://127.0.0.1:1 did not answer",
         ),
         ({"DIRECTOR_REDIS_URL": "localhost:6379"}, 2, "expected a URL such as redis://localhost:6379/0"),
         ({"PORT": "x", "DIRECTOR_CONCURRENCY": "0"}, 2, "PORT is"),

@@ -369,7 +369,7 @@ def test_public_status_needs_no_token(tmp_path):
         public = web.client.get("/status").json()["problems"]
         known = web.client.get("/status", headers={"authorization": "Bearer right"}).json()["problems"]
         assert len(known) > 1
-        assert public == [f"{len(known)} problems; a token for all workflows shows them."]
+        assert public == [f"{len(known)} problems; a token for all workflows can see more."]
         assert web.client.get("/status/plain").status_code == 200
         problem(web.client.get("/runs"), 401)
 

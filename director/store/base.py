@@ -551,7 +551,7 @@ class Store(ABC):
 
     @abstractmethod
     def authenticate(self, digest: str) -> Described[Presented]:
-        """Return the token with that hash, and whether any counts; "" asks for the second only.
+        """Return the token with that hash, and whether there is any; "" asks for the second only.
 
         The use of one that has not expired is noted, once in USE_NOTED_MS.
         """

@@ -30,7 +30,6 @@
     rq:job:{schedule}  hash   rq-scheduler's job, as JSON
     schedule:{id}     hash    r last run, d its due time in ms, n skipped due times, s AT DUE REASON of a skip
     schedules         zset    schedule → when a scheduler last said that it is its own, ms
-    tokens            zset    access token's id → when it expires, ms; inf: never
     tokens.known      hash    SHA-256 of an access token → its id
     token:{id}        hash    d its SHA-256; c created, e expires, u last used, ms or empty; j name, scope and
                               workflows (JSON)

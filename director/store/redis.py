@@ -410,10 +410,10 @@ class RedisStore(Store):
 
     def authenticate(self, digest: str) -> RedisCall[Presented]:
         def read(reply: Any) -> Presented:
-            live, *found = reply
+            any_token, *found = reply
             if not found:
-                return Presented(any_live=bool(live))
-            return Presented(token=as_token(*found[1:]), expired=bool(found[0]), any_live=bool(live))
+                return Presented(any_token=bool(any_token))
+            return Presented(token=as_token(*found[1:]), expired=bool(found[0]), any_token=bool(any_token))
 
         return RedisCall("authenticate", [], [digest, base.USE_NOTED_MS], read)
 

@@ -546,15 +546,15 @@ class TinyStore(base.Store):
     @_described
     def authenticate(self, digest: str) -> Presented:
         rows = self._rows("tokens")
-        live = {id_ for id_, row in rows.items() if row["expires"] is None or row["expires"] > self._now}
         found = next((id_ for id_, row in rows.items() if row["digest"] == digest), None)
         if found is None:
-            return Presented(any_live=bool(live))
+            return Presented(any_token=bool(rows))
         row = rows[found]
-        if found in live and (row["used"] is None or self._now - row["used"] >= base.USE_NOTED_MS):
+        expired = row["expires"] is not None and row["expires"] <= self._now
+        if not expired and (row["used"] is None or self._now - row["used"] >= base.USE_NOTED_MS):
             row = {**row, "used": self._now}
             self._put("tokens", found, row)
-        return Presented(token=_token(found, row), expired=found not in live, any_live=bool(live))
+        return Presented(token=_token(found, row), expired=expired, any_token=True)
 
     # Reading
 

@@ -17,6 +17,7 @@ from litestar.handlers.base import BaseRouteHandler
 
 from director import access
 from director.access import Denial, Grant
+from director.errors import StoreUnavailable
 from director.models import Presented
 from director.web.problems import Refusal
 from director.web.service import Service
@@ -60,7 +61,11 @@ async def _ask(connection: Connection) -> Grant | Denial:
         headers.setdefault("via", "1.0")  # what speaks it today is a proxy that says nothing of itself
     token = service.settings.token
     question = access.question(token, headers)
-    known = Presented() if question is None else await service.do(service.store.authenticate(question))
+    try:
+        known = Presented() if question is None else await service.do(service.store.authenticate(question))
+    except StoreUnavailable:
+        # Anybody may ask: not where it is.
+        raise StoreUnavailable("The store does not answer, so no token can be looked up.") from None
     return access.authorize(token, peer=peer, headers=headers, known=known)
 
 

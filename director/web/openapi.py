@@ -62,7 +62,7 @@ _TOKEN = {
     "required": ["scope"],
     "properties": {
         "scope": {"type": "string", "enum": list(SCOPES), "description": "Each includes those before it."},
-        "workflows": {"type": ["array", "null"], "items": {"type": "string"}, "description": "None: all."},
+        "workflows": {"type": ["array", "null"], "minItems": 1, "items": {"type": "string"}},
         "expires_in": {"type": ["string", "null"], "description": "Such as 90d, 12h or 30m; else never."},
         "name": {"type": ["string", "null"], "maxLength": MAX_NAME, "description": "Who has it."},
     },

@@ -102,7 +102,7 @@ def known_to(grant: Grant | None, problems: list[str]) -> list[str]:
     """Return problems as a caller may see them: they name any workflow."""
     if not problems or (grant is not None and not grant.workflows):
         return problems
-    return [f"{len(problems)} problems; a token for all workflows shows them."]
+    return [f"{len(problems)} problem{'s' * (len(problems) != 1)}; a token for all workflows can see more."]
 
 
 def problems_of(service: Service, known: StoreState | None = None) -> list[str]:

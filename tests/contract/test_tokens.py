@@ -21,8 +21,8 @@ def test_a_token_is_known_by_its_hash(store, clock):
     assert (made.id, made.scope, made.workflows, made.name) == ("00000001", "run", ("a.B", "c"), "CI ü")
     assert (made.created_at, made.expires_at, made.last_used_at) == (time_text(clock.now), None, None)
     found = ask(store, "one")
-    assert (found.token.id, found.expired, found.any_live) == ("00000001", False, True)
-    assert ask(store, "two") == ask(store, "") == Presented(any_live=True)
+    assert (found.token.id, found.expired, found.any_token) == ("00000001", False, True)
+    assert ask(store, "two") == ask(store, "") == Presented(any_token=True)
 
 
 def test_without_tokens_nothing_is_known(store):
@@ -58,11 +58,11 @@ def test_an_expired_token_is_known_and_counts_no_more(store, clock):
     assert made.expires_at == time_text(clock.now + DAY_MS)
     clock.now += DAY_MS - 1
     used = ask(store, "two")
-    assert (used.expired, used.any_live) == (False, True)
+    assert (used.expired, used.any_token) == (False, True)
     clock.now += 1
     late = ask(store, "two")
-    assert (late.token, late.expired, late.any_live) == (used.token, True, False)
-    assert ask(store, "") == Presented()
+    assert (late.token, late.expired, late.any_token) == (used.token, True, True)
+    assert ask(store, "") == Presented(any_token=True)
     assert store.do(store.tokens()) == (used.token,)
 
 
@@ -79,7 +79,7 @@ def test_a_revoked_token_is_unknown(store):
     store.do(store.add_token(ONE))
     store.do(store.add_token(TWO))
     store.do(store.revoke("00000001"))
-    assert ask(store, "one") == Presented(any_live=True)
+    assert ask(store, "one") == Presented(any_token=True)
     assert [token.id for token in store.do(store.tokens())] == ["00000002"]
     for unknown in ("00000001", "x", ""):
         with pytest.raises(NotFound):

@@ -12,6 +12,5 @@ if known[1] then return known[1] == digest and { known[2], known[3] } or 0 end
 local created = string.format('%.0f', now)
 local expires = lasts and string.format('%.0f', now + lasts) or ''
 redis.call('HSET', key, 'd', digest, 'c', created, 'e', expires, 'u', '', 'j', facts)
-redis.call('ZADD', prefix .. 'tokens', lasts and expires or 'inf', id)
 redis.call('HSET', prefix .. 'tokens.known', digest, id)
 return { created, expires }

@@ -8,6 +8,5 @@ local key = prefix .. 'token:' .. ARGV[5]
 local digest = redis.call('HGET', key, 'd')
 if not digest then return 0 end
 redis.call('HDEL', prefix .. 'tokens.known', digest)
-redis.call('ZREM', prefix .. 'tokens', ARGV[5])
 redis.call('DEL', key)
 return 1
