@@ -289,6 +289,23 @@ def test_its_sender_learns_what_is_wrong(web, body, status, words):
     assert words in entry["reason"]
 
 
+TOLD = """
+told.first: {tasks: [ONE], triggers: [{source: director, event: told}]}
+told.last: {tasks: [ONE], triggers: [{source: director, event: told}], schema: {required: [id]}}
+"""
+
+
+def test_its_triggers_start_what_they_can(tmp_path):
+    (tmp_path / "workflows").mkdir()
+    (tmp_path / "workflows" / "all.yml").write_text(TOLD)
+    with serving(settings_for(tmp_path, DIRECTOR_WEBHOOK_SECRET=WHSEC)) as web:
+        answer = ask(web, type="told")
+        assert answer.status_code == 202, answer.text
+        assert [run["workflow"] for run in answer.json()["runs"]] == ["told.first"]
+        assert [one["workflow"] for one in answer.json()["refused"]] == ["told.last"]
+        assert web.inbox()[0]["verdict"] == "accepted"
+
+
 def test_without_its_secret_it_is_closed(tmp_path):
     with serving(settings_for(tmp_path)) as web:
         problem(web.client.post("/hooks/director", content=b"{}"), 401)

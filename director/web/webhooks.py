@@ -237,7 +237,7 @@ class Webhooks:
             if isinstance(outcome, Started):
                 taking.runs.append(HookRun(outcome.run_id, name, run_url(outcome.run_id)))
                 duplicate = duplicate and outcome.duplicate
-            elif taking.source == BUILT_IN.name:
+            elif taking.source == BUILT_IN.name and len(outcomes) == 1:
                 raise outcome  # its sender knows what it asks for
             elif match.relaunch is not None:
                 reasons.append((name, str(outcome)))
