@@ -63,6 +63,8 @@ def replayed(entry: Delivery, body: bytes | None) -> Any:
     """Return what the body of a delivery says that is to be played again. Raises Conflict when it cannot be."""
     if entry.secret is None:
         raise Conflict(f"Delivery {entry.id} was {entry.verdict}: nobody vouches for it. Nothing was started.")
+    if entry.verdict == "handshake":
+        raise Conflict(f"Delivery {entry.id} was a handshake, which starts nothing. Nothing was started.")
     if body is None:
         raise Conflict(
             f"Delivery {entry.id} has {entry.size} bytes, more than the inbox keeps. Nothing was started."
