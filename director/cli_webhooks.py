@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from director import deliver, deliveries
-from director.command import Context, as_json, print_result, table, watch
+from director.command import Context, as_json, print_result, printable, table, watch
 from director.host import Host
 from director.models import Delivery, FullDelivery
 from director.store.base import DeliveryFilter
@@ -73,7 +73,7 @@ def sources_test(context: Context, name: str, file: Path, event: str | None, jso
         f"{it['workflow']} starts with {msgspec.json.encode(it['payload']).decode()}" for it in answer["starts"]
     ]
     lines += [f"{it['workflow'] or 'its workflow'} relaunches run {it['run']}" for it in answer["relaunches"]]
-    lines += [f"{it['workflow']} does not start: {it['reason']}" for it in answer["others"]]
+    lines += [f"{it['workflow']} does not start: {_line(it['reason'])}" for it in answer["others"]]
     print_result(json_, answer, lines or [f'no workflow has a trigger for source "{name}"'])
 
 
@@ -126,11 +126,11 @@ def _lines(found: FullDelivery) -> list[str]:
         "source": found.source,
         "event": found.event,
         "verdict": f"{found.verdict} (HTTP {found.status})",
-        "reason": _line(found.reason),
+        "reason": found.reason,
         "secret": found.secret,
         "body": f"{found.size} bytes, {found.content_type}" if found.content_type else f"{found.size} bytes",
     }
-    lines = [f"{name:<9} {value}" for name, value in head.items() if value]
+    lines = [f"{name:<9} {_line(value)}" for name, value in head.items() if value]
     lines += [f"run       {run.id} {run.workflow}" for run in found.runs]
     return [*lines, "", found.body] if found.body else lines
 
@@ -151,7 +151,7 @@ def inbox_replay(context: Context, delivery: str, json_: bool) -> int:
         }
         print_result(json_, shown, [f"{run_id} {workflow}" for workflow, run_id in done])
         for workflow, reason in [] if json_ else others:
-            click.echo(f"{workflow} does not start: {reason}", err=True)
+            click.echo(printable(f"{workflow} does not start: {_line(reason)}"), err=True)
         if not done and not others and not json_:
             click.echo(f'no workflow has a trigger for source "{entry.source}"', err=True)
         if host.sees_through:

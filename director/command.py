@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -21,6 +22,9 @@ from director.settings import Settings
 from director.states import ENDED, SUCCEEDED
 from director.store import open_store
 from director.store.base import Described, Filter, Store
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What moves a terminal's cursor, or turns its text around; of what strangers send, too."""
 
 
 def as_json(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,14 +94,23 @@ class Context:
 def print_result(json_: bool, value: Any, lines: Iterable[str] = ()) -> None:
     """Print a value as JSON, for programs, or lines for people."""
     for line in [msgspec.json.format(msgspec.json.encode(value), indent=2).decode()] if json_ else lines:
-        click.echo(line)
+        click.echo(line if json_ else printable(line))
+
+
+def printable(text: str) -> str:
+    """Return a text that a terminal shows as it is; lines stay lines."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def table(head: Sequence[str], rows: Sequence[Iterable[str | None]]) -> list[str]:
     """Return lines of aligned columns; `-` where nothing is."""
-    cells = [head, *(["-" if cell is None else cell for cell in row] for row in rows)]
+    cells = [head, *(["-" if cell is None else _cell(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+
+
+def _cell(text: str) -> str:
+    return printable(text).replace("\n", r"\n")
 
 
 def watch(

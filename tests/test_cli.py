@@ -490,6 +490,44 @@ def test_a_replay_without_a_service_sees_its_run_through(home, director):
     assert director("deliveries", "show", "nothing").returncode == 1
 
 
+def test_what_strangers_send_moves_no_cursor(home, director):
+    """Given control characters and lines in the path of a request, in its type and in the reason."""
+    from director.models import Delivery
+    from director.store.tiny import TinyStore
+
+    store = TinyStore(home / ".director")
+    store.do(
+        store.record(
+            [
+                (
+                    Delivery(
+                        id="01900000-0000-7000-8000-000000000001",
+                        at="2030-01-31T08:00:00.000Z",
+                        source="\x1b[2J\nverdict   accepted",
+                        event="",
+                        delivery="d-1",
+                        verdict="rejected",
+                        status=404,
+                        reason='"\x9b31m\x07\nfake" is no run',
+                        secret="HOOK",
+                        runs=(),
+                        size=3,
+                        content_type="text/\u202ex",
+                    ),
+                    b"a\x1b]0;\x07\nb",
+                )
+            ]
+        )
+    )
+    store.close()
+    listed, shown = (director("deliveries", *words).stdout for words in (("list",), ("show", "d-1")))
+    assert not {*"\x1b\x9b\x07\u202e"} & {*listed, *shown}
+    assert len(listed.splitlines()) == 2
+    assert r"\x1b[2J\nverdict   accepted" in listed
+    assert not re.search("^(verdict   accepted|fake)", shown, re.M)
+    assert shown.endswith("\n\na\\x1b]0;\\x07\nb\n")
+
+
 # Beside services
 
 
