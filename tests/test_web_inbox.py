@@ -12,6 +12,7 @@ import redis
 from director import log
 from director.models import time_ms
 from director.web import inbox
+from tests.processes import until
 from tests.web_fixtures import SECRET, problem, serving, settings_for, signature
 
 PUSH = {"ref": "refs/heads/main", "after": "a" * 40}
@@ -230,6 +231,17 @@ def test_what_is_gathered_is_written_when_the_service_stops(tmp_path):
         web.hook(PUSH, x_github_delivery="last")
     with serving(settings) as web:
         assert web.inbox()[0]["delivery"] == "last"
+
+
+def test_a_damaged_inbox_is_written_once_it_is_moved_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(inbox, "RETRY_S", 0.05)
+    file = tmp_path / ".director" / "deliveries.json"
+    with serving(settings_for(tmp_path)) as web:
+        file.write_text('{"deliveries": {"x": {}}}')
+        assert web.hook(PUSH, x_github_delivery="in-damaged").status_code == 202
+        assert "is not what this service wrote" in problem(web.client.get("/deliveries"), 503)["detail"]
+        file.unlink()
+        until(lambda: file.exists() and "in-damaged" in file.read_text(), what="the inbox")
 
 
 @pytest.mark.parametrize("kind", ["tiny", "redis"])
