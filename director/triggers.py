@@ -169,8 +169,8 @@ def check_expression(text: str) -> str | None:
         _compiled(text).search({})
     except (exceptions.UnknownFunctionError, exceptions.ArityError) as exc:
         return slip or str(exc)
-    except exceptions.JMESPathTypeError:
-        pass  # there is nothing in an empty body
+    except (exceptions.JMESPathTypeError, TypeError, ArithmeticError):
+        pass  # there is nothing in an empty body; literals may fail by themselves
     except (ValueError, RecursionError) as exc:
         return slip or f"not JMESPath: {(str(exc).splitlines() or ['it does not parse'])[0]}"
     return slip or _negated(_compiled(text).parsed)

@@ -845,6 +845,18 @@ def test_good_expressions_and_usual_slips() -> None:
         assert words in (triggers.check_expression(text) or ""), text
 
 
+@pytest.mark.parametrize(
+    "text", ["contains('abc', `1`)", "max_by([{a: 'x'}, {a: `1`}], &a)", "floor(to_number('inf'))"]
+)
+def test_an_expression_that_always_fails_takes_nothing_out_of_service(tmp_path: Path, text: str) -> None:
+    """It compares its own literals, so that it fails on the empty body too; the inbox says so for each delivery."""
+    assert triggers.check_expression(text) is None
+    write(tmp_path, f'a: {{tasks: [LOAD], triggers: [{{source: director, when: "{text}"}}]}}\n')
+    assert list(load(tmp_path).workflows) == ["a"]
+    routing = triggers.Router(load(tmp_path).workflows.values()).route("director", "", {})
+    assert f"when `{text}` failed: " in routing.reasons[0][1]
+
+
 def test_an_unreadable_file_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
