@@ -149,6 +149,10 @@ def _search(expression: str, body: object) -> tuple[Any, str | None]:
     try:
         return _interpreter().visit(_compiled(expression).parsed, body), None
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as exc:
+        told = vars(exc)
+        if "expected_types" in told:  # JMESPathTypeError, whose own text quotes the value, perhaps all of the body
+            wanted = " or ".join(told["expected_types"])
+            return None, f"{told['function_name']}() got {told['actual_type']}, expected {wanted}"
         return None, (str(exc).splitlines() or [type(exc).__name__])[0]
 
 
