@@ -64,7 +64,7 @@ def sources_sign(context: Context, name: str, file: Path, event: str, key: str |
 @sources.command("test")
 @click.argument("name", metavar="SOURCE")
 @body_file
-@click.option("--event", default=None, help="The event; default: what the body says, else push.")
+@click.option("--event", help="The event; default: the body's, else push where a header has it.")
 @as_json
 def sources_test(context: Context, name: str, file: Path, event: str | None, json_: bool) -> None:
     """Say what a body would start or relaunch, and why the rest would not; nothing is started."""
@@ -74,6 +74,8 @@ def sources_test(context: Context, name: str, file: Path, event: str | None, jso
     ]
     lines += [f"{it['workflow'] or 'its workflow'} relaunches run {it['run']}" for it in answer["relaunches"]]
     lines += [f"{it['workflow']} does not start: {_line(it['reason'])}" for it in answer["others"]]
+    if answer["handshake"]:
+        lines = [f"nothing starts: this is a handshake, {answer['handshake']}"]
     print_result(json_, answer, lines or [f'no workflow has a trigger for source "{name}"'])
 
 

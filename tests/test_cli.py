@@ -376,11 +376,35 @@ def test_a_dry_run_says_what_would_start_and_starts_nothing(home, director):
     other = director("sources", "test", "github", "body.json", "--event", "issues", "--json")
     assert json.loads(other.stdout) == {
         "event": "issues",
+        "handshake": None,
         "starts": [],
         "relaunches": [],
         "others": [{"workflow": "w.STRICT", "reason": 'trigger 1: the event "issues" is not "push"'}],
     }
     assert json.loads(director("runs", "list", "--json").stdout)["runs"] == []
+
+
+ODD = """
+w.ANY: {tasks: [ONE], triggers: [{source: github}, {source: plain, event: push}]}
+w.ODD: {tasks: [ONE], triggers: [{source: github, payload: {x: "[&x]"}}]}
+sources: {plain: {scheme: hmac, header: X-Signature, secret: $HOOK}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "body", "event", "says"),
+    [
+        ("plain", "{}", (), 'w.ANY does not start: trigger 2: the event "" is not "push"'),
+        ("github", "{}", ("--event", "ping"), "nothing starts: this is a handshake, github-ping"),
+        ("github", "{}", (), "w.ODD does not start: The payload of w.ODD cannot be written as JSON"),
+        ("director", '{"workflow": "w.OFF"}', (), "w.OFF does not start: Workflow w.OFF is disabled"),
+    ],
+)
+def test_a_dry_run_says_what_the_service_would_do(home, director, source, body, event, says):
+    (home / "workflows" / "odd.yml").write_text(ODD)
+    (home / "body.json").write_text(body)
+    done = director("sources", "test", source, "body.json", *event)
+    assert (done.returncode, says in done.stdout) == (0, True), done.stdout + done.stderr
 
 
 def test_sign_and_send_beside_a_service(home, director):
