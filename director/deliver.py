@@ -38,6 +38,8 @@ def signed(
         raise DirectorError(
             f'Source "{name}" holds a public key, which signs nothing; --key names the variable of a private one.'
         )
+    if not event.isascii() or not event.isprintable() or event != event.strip():
+        raise DirectorError("The event is no header's value: printable ASCII without spaces around it.")
     body = file.read_bytes()
     headers = [("Content-Type", _content_type(body))]
     headers += [(made.event_header, event)] if made.event_header else []
@@ -68,16 +70,17 @@ def curl_line(request: SignedRequest, file: Path) -> str:
 
 def send(request: SignedRequest) -> tuple[int, str]:
     """Send a request; return status and body. Raise DirectorError when nobody answers."""
+    import http.client
     import urllib.error
     import urllib.request
 
     made = urllib.request.Request(request.url, data=request.body, headers=dict(request.headers), method="POST")
     try:
         with urllib.request.urlopen(made, timeout=30) as answer:
-            return answer.status, answer.read().decode()
+            return answer.status, answer.read().decode(errors="replace")
     except urllib.error.HTTPError as exc:
-        return exc.code, exc.read().decode()
-    except OSError as exc:
+        return exc.code, exc.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as exc:
         raise DirectorError(f"{request.url} does not answer: {exc}. Is the service running?") from exc
 
 

@@ -433,6 +433,18 @@ def test_sign_and_send_beside_a_service(home, director):
     assert "Is the service running?" in nobody.stderr
 
 
+def test_what_cannot_be_sent_is_said(home, director, redis_server):
+    (home / "body.json").write_text("{}")
+    sign = ("sources", "sign", "github", "body.json")
+    for more in ((), ("--send",)):
+        broken = director(*sign, "--event", "a\nX-Other: b", *more)
+        assert (broken.returncode, broken.stdout) == (1, "")
+        assert broken.stderr == "The event is no header's value: printable ASCII without spaces around it.\n"
+    no_web = director(*sign, "--send", PORT=redis_server.rpartition(":")[2].partition("/")[0])
+    assert (no_web.returncode, "Is the service running?" in no_web.stderr) == (1, True), no_web.stderr
+    assert "Traceback" not in no_web.stderr
+
+
 FORM = "command=%2Frelaunch&text=01900000-0000-7000-8000-000000000000&trigger_id=1"
 
 
