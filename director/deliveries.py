@@ -117,11 +117,14 @@ def _wanted_run(store: Store, match: Match) -> Steps[str]:
             return str(uuid.UUID(match.relaunch))
         except ValueError:
             raise NotFound(f'"{match.relaunch[:100]}" is no run\'s id.') from None
-    which = Filter(workflow=match.workflow.name, status=states.FAILED, limit=1)
-    runs, _ = yield store.list(which)
-    if not runs:
-        raise NotFound(f"No run of {match.workflow.name} has failed.")
-    return str(runs[0].id)
+    after: str | None = None
+    while True:  # a page may be empty while there is a next one
+        which = Filter(workflow=match.workflow.name, status=states.FAILED, after=after, limit=1)
+        runs, after = yield store.list(which)
+        if runs:
+            return str(runs[0].id)
+        if after is None:
+            raise NotFound(f"No run of {match.workflow.name} has failed.")
 
 
 def redeliver(

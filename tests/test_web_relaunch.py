@@ -11,6 +11,8 @@ import msgspec
 import pytest
 from slack_sdk.signature import SignatureVerifier
 
+from director.store.redis import RedisStore
+from tests.processes import start as workflow_start
 from tests.web_fixtures import problem, serving, settings_for, signature
 
 WHSEC = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
@@ -107,6 +109,17 @@ def test_latest_is_the_newest_failed_run_of_the_workflow(web):
     assert "No run of deploy has failed" in answer.json()["reason"]
     web.finish(first)
     web.finish(second)
+
+
+def test_latest_is_found_behind_many_that_did_not_fail(web):
+    """Given more runs since than one look at the store reads, 2,000."""
+    run_id = started(web)["deploy"]
+    web.fail(run_id, "BUILD")
+    deploy = web.service.definitions.workflow("deploy")
+    for _ in range(2001 if isinstance(web.store, RedisStore) else 20):
+        workflow_start(web.store, deploy)
+    assert [run["id"] for run in command(web, "/again", "", "t-behind").json()["runs"]] == [run_id]
+    web.finish(run_id)
 
 
 def test_a_copy_of_the_command_relaunches_nothing_more(web):
