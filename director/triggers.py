@@ -15,6 +15,7 @@ MAX_EXPRESSION = 4096
 LATEST = "latest"
 _COMPARATORS = ("eq", "ne", "lt", "lte", "gt", "gte")
 _PATHS = ("subexpression", "filter_projection", "value_projection", "flatten")
+_OTHER_EVENT = 'the event "'
 _WORDS = {"and": "&&", "or": "||", "not": "!"}
 
 
@@ -54,6 +55,7 @@ class Router:
     def route(self, source: str, event: str, body: object) -> Routing:
         """Return which workflows a delivery starts; the first matching trigger of each wins."""
         routing = Routing(matches=[], reasons=[])
+        unheard: list[tuple[str, str]] = []  # said last, since the inbox has room for so much
         for workflow in self._by_source.get(source, ()):
             if not workflow.enabled:
                 routing.reasons.append((workflow.name, "the workflow is disabled"))
@@ -68,7 +70,9 @@ class Router:
                     break
                 reasons.append(f"trigger {number}: {found}")
             else:
-                routing.reasons.append((workflow.name, "; ".join(reasons)))
+                heard = any(_OTHER_EVENT not in reason for reason in reasons)
+                (routing.reasons if heard else unheard).append((workflow.name, "; ".join(reasons)))
+        routing.reasons.extend(unheard)
         return routing
 
 
@@ -77,7 +81,7 @@ def _refusal(trigger: Trigger, event: str, body: object) -> str | None:
         return "it is disabled"
     if trigger.events and not any(_is(wanted, event, body) for wanted in trigger.events):
         wanted = " or ".join(f'"{name}"' for name in trigger.events)
-        return f'the event "{event}" is not {wanted}'
+        return f'{_OTHER_EVENT}{event}" is not {wanted}'
     if trigger.when is None:
         return None
     value, wrong = _search(trigger.when, body)

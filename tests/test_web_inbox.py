@@ -81,6 +81,23 @@ def test_what_a_filter_gave_is_said(web, body, event, reason):
     assert reason in entry["reason"]
 
 
+def test_the_reason_that_counts_is_kept_among_many(tmp_path):
+    """Given more workflows of one source than the inbox has room for, then those that want another event go."""
+    (tmp_path / "workflows").mkdir()
+    lines = [f"w{n}: {{tasks: [ONE], triggers: [{{source: github, event: an-event-of-{n}}}]}}" for n in range(99)]
+    lines += ["x: {tasks: [ONE], triggers: [{source: github, event: push, when: draft}]}"]
+    lines += ["y: {tasks: [ONE], triggers: [{source: github, event: push, relaunch: latest}]}"]
+    lines += ["sources: {github: {secret: $GITHUB_WEBHOOK_SECRET}}"]
+    (tmp_path / "workflows" / "all.yml").write_text("\n".join(lines))
+    with serving(settings_for(tmp_path)) as web:
+        web.hook({"draft": False})
+        reason = web.inbox()[0]["reason"]
+        assert reason.startswith(
+            "y: No run of y has failed.; x: trigger 1: when `draft` gave false; w0: trigger 1: "
+        )
+        assert reason.endswith("…")
+
+
 def test_a_schemas_refusal_is_said_and_the_body_kept(web):
     answer = web.hook({"id": "x"}, x_github_event="strict", x_github_delivery="in-3")
     entry = newest(web, answer)
