@@ -37,7 +37,11 @@ def route(definitions: Definitions, router: Router, source: str, event: str, doc
     asked = document if isinstance(document, Mapping) else {}
     names_it = not asked.keys().isdisjoint(("workflow", "relaunch"))
     if source != BUILT_IN.name or (router.listens(source) and not names_it):
-        return router.route(source, event, document)
+        routing = router.route(source, event, document)
+        if not routing.matches:
+            project, why = definitions.project, "it has problems, so that its triggers are not known"
+            routing.reasons.extend((name, why) for name in project.broken if name not in project.workflows)
+        return routing
     shapes: dict[str, type] = {"workflow": str, "payload": dict, "relaunch": str, "from": str}
     wrong = [f"$.{key}: unknown" for key in asked if key not in shapes]
     wrong += [

@@ -81,6 +81,13 @@ def test_what_a_filter_gave_is_said(web, body, event, reason):
     assert reason in entry["reason"]
 
 
+def test_a_workflow_that_is_out_of_service_is_named(web):
+    """Given a deploy that broke it, then whoever looks why its hook did not fire finds it."""
+    answer = web.hook({}, x_github_event="of-the-broken-one")
+    assert (answer.status_code, answer.json()["runs"]) == (200, [])
+    assert "broken: it has problems, so that its triggers are not known" in newest(web, answer)["reason"]
+
+
 def test_the_reason_that_counts_is_kept_among_many(tmp_path):
     """Given more workflows of one source than the inbox has room for, then those that want another event go."""
     (tmp_path / "workflows").mkdir()
