@@ -800,6 +800,15 @@ def test_a_source_is_closed_until_one_of_its_secrets_is_set(tmp_path: Path) -> N
     ]
 
 
+def test_an_unset_verify_token_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "sources: {meta: {secret: $META, verify_token: $TOKEN}}\n")
+    (found,) = Definitions(tmp_path, {"META": "x", "TOKEN": " "}).source_problems()
+    assert str(found) == (
+        'workflows/a.yml:1:11: source "meta" answers no hub.challenge: set TOKEN in the environment or .env'
+    )
+    assert Definitions(tmp_path, {"META": "x", "TOKEN": "y"}).source_problems() == []
+
+
 def test_a_folder_that_cannot_be_read_keeps_what_it_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given a process out of file descriptors, then no workflow goes away."""
     write(tmp_path, "A: {tasks: [LOAD]}\n")
