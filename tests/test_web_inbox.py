@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import time
@@ -10,6 +11,7 @@ import pytest
 import redis
 
 from director import log
+from director.errors import NotFound
 from director.models import time_ms
 from director.web import inbox
 from tests.processes import until
@@ -247,6 +249,30 @@ def test_what_came_while_the_store_was_away_is_written_afterwards(web, monkeypat
     away[0] = False
     entry = web.inbox()[0]
     assert (entry["delivery"], entry["verdict"], entry["reason"]) == ("in-away", "unavailable", "away")
+
+
+def test_a_bug_does_not_end_the_writing(web, monkeypatch):
+    monkeypatch.setattr(inbox, "RETRY_S", 0.05)
+    do, left = web.service.do, [2]
+
+    async def moody(call):
+        if left[0]:
+            left[0] -= 1
+            raise KeyError("a bug")
+        return await do(call)
+
+    web.hook(PUSH)
+    assert web.inbox()
+    monkeypatch.setattr(web.service, "do", moody)
+    assert web.hook({"zen": "…"}, x_github_event="ping", x_github_delivery="in-bug").status_code == 200
+    until(lambda: not left[0], what="the tries that fail")
+    until(lambda: written(web), what="the inbox")
+
+
+def written(web):
+    """Return whether the delivery is in the store: nothing that the process has gathered is looked at."""
+    with contextlib.suppress(NotFound):
+        return bool(web.store.do(web.store.delivery("in-bug")))
 
 
 def test_what_is_gathered_is_written_when_the_service_stops(tmp_path):
