@@ -74,7 +74,7 @@ def sources_sign(context: Context, name: str, file: Path, event: str, key: str |
 @sources.command("test")
 @click.argument("name", metavar="SOURCE")
 @body_file
-@click.option("--event", default=None, help="The event; default: what the body says, else push.")
+@click.option("--event", help="The event; default: the body's, else push where a header has it.")
 @as_json
 def sources_test(context: Context, name: str, file: Path, event: str | None, json_: bool) -> None:
     """Say what a body would start or relaunch, and why the rest would not; nothing is started."""
@@ -85,7 +85,9 @@ def sources_test(context: Context, name: str, file: Path, event: str | None, jso
     for it in answer["relaunches"]:
         origin = "" if it["from"] == "failed" else f" from {it['from']}"
         lines.append(f"{it['workflow'] or 'it'} relaunches run {it['run']}{origin}")
-    lines += [f"{it['workflow']} does not start: {it['reason']}" for it in answer["others"]]
+    lines += [f"{it['workflow']} does not start: {_line(it['reason'])}" for it in answer["others"]]
+    if answer["handshake"]:
+        lines = [f"nothing starts: this is a handshake, {answer['handshake']}"]
     print_result(json_, answer, lines or [f'no workflow has a trigger for source "{name}"'])
 
 
@@ -148,7 +150,7 @@ def _lines(found: FullDelivery) -> list[str]:
         "source": found.source,
         "event": found.event,
         "verdict": f"{found.verdict} (HTTP {found.status})",
-        "reason": _line(found.reason),
+        "reason": found.reason,
         "secret": found.secret,
         "body": f"{found.size} bytes, {found.content_type}" if found.content_type else f"{found.size} bytes",
     }
@@ -173,7 +175,7 @@ def inbox_replay(context: Context, delivery: str, json_: bool) -> int:
         }
         print_result(json_, shown, [f"{run_id} {workflow}" for workflow, run_id in done])
         for workflow, reason in [] if json_ else others:
-            click.echo(f"{workflow} does not start: {reason}", err=True)
+            click.echo(plain(f"{workflow} does not start: {_line(reason)}"), err=True)
         if not done and not others and not json_:
             click.echo(f'no workflow has a trigger for source "{entry.source}"', err=True)
         if host.sees_through and done:

@@ -122,6 +122,9 @@ class Definitions:
             ]
             if not self.is_open(source):
                 texts.append(f"is closed: set {' or '.join(source.secrets)} in the environment or .env")
+            if source.verify_tokens and not any(self.values(source.verify_tokens)):
+                wanted = " or ".join(source.verify_tokens)
+                texts.append(f"answers no hub.challenge: set {wanted} in the environment or .env")
             for said in texts:
                 text = f"source {quote(source.name)} {said}"
                 file = source.file or "environment"

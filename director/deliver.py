@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from director import deliveries, documents
-from director.definitions import Definitions, check_payload
+from director import deliveries, documents, handshakes
+from director.definitions import Definitions
 from director.engine import Engine
-from director.errors import DirectorError, InvalidPayload
+from director.errors import DirectorError
 from director.models import Delivery
 from director.settings import Settings
 from director.signing import SignedRequest, claims, scheme, sign, verify
@@ -40,8 +40,8 @@ def signed(
         raise DirectorError(
             f'Source "{name}" holds a public key, which signs nothing; --key names the variable of a private one.'
         )
-    if not (event.isascii() and event.isprintable()):
-        raise DirectorError(f"The event is {event!r}, which no header can hold: printable ASCII only.")
+    if not event.isascii() or not event.isprintable() or event != event.strip():
+        raise DirectorError(f"The event is {event!r}, which no header can hold as it is: printable ASCII only.")
     body = file.read_bytes()
     headers = [("Content-Type", _content_type(body))]
     headers += [(made.event_header, event)] if made.event_header else []
@@ -72,22 +72,26 @@ def curl_line(request: SignedRequest, file: Path) -> str:
 
 def send(request: SignedRequest) -> tuple[int, str]:
     """Send a request; return status and body. Raise DirectorError when nobody answers."""
+    import http.client
     import urllib.error
     import urllib.request
 
     made = urllib.request.Request(request.url, data=request.body, headers=dict(request.headers), method="POST")
     try:
         with urllib.request.urlopen(made, timeout=30) as answer:
-            return answer.status, answer.read().decode()
+            return answer.status, answer.read().decode(errors="replace")
     except urllib.error.HTTPError as exc:
-        return exc.code, exc.read().decode()
-    except OSError as exc:
+        return exc.code, exc.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as exc:
         why = getattr(exc, "reason", exc)
         raise DirectorError(f"{request.url} does not answer: {why}. Is the service running?") from exc
 
 
 def dry_run(definitions: Definitions, name: str, file: Path, event: str | None) -> dict[str, Any]:
-    """Return what a body would start or relaunch, and why the other workflows would not."""
+    """Return what a body would start or relaunch, and why the other workflows would not.
+
+    `handshake`: the name of the one that it is; then nothing starts.
+    """
     made, body = scheme(definitions.source(name).scheme), file.read_bytes()
     kind = _content_type(body)
     try:
@@ -95,23 +99,26 @@ def dry_run(definitions: Definitions, name: str, file: Path, event: str | None) 
     except ValueError as exc:
         raise DirectorError(f"{file}: {exc}") from None
     if event is None:
-        event = claims(made, SignedRequest("POST", "/", [("Content-Type", kind)], body))[1] or "push"
+        said = claims(made, SignedRequest("POST", "/", [("Content-Type", kind)], body))[1]
+        event = said or ("push" if made.event_header else "")
+    shown: dict[str, Any] = {"event": event, "handshake": None, "starts": [], "relaunches": [], "others": []}
+    if handshakes.answer(made.handshake, event, document, "") is not None:
+        return {**shown, "handshake": made.handshake}
     router = Router(definitions.project.workflows.values())
     routing = deliveries.route(definitions, router, name, event, document)
-    starts: list[dict[str, Any]] = []
-    relaunches: list[dict[str, Any]] = []
-    others = [{"workflow": workflow, "reason": reason} for workflow, reason in routing.reasons]
+    shown["others"] = [{"workflow": workflow, "reason": reason} for workflow, reason in routing.reasons]
     for match in routing.matches:
         if match.relaunch is not None or match.workflow is None:
             workflow = match.workflow.name if match.workflow else None
-            relaunches.append({"workflow": workflow, "run": match.relaunch, "from": match.origin})
+            shown["relaunches"].append({"workflow": workflow, "run": match.relaunch, "from": match.origin})
             continue
+        name = match.workflow.name
         try:
-            payload = check_payload(match.workflow, dict(match.payload))
-            starts.append({"workflow": match.workflow.name, "payload": payload})
-        except InvalidPayload as exc:
-            others.append({"workflow": match.workflow.name, "reason": str(exc)})
-    return {"event": event, "starts": starts, "relaunches": relaunches, "others": others}
+            payload = Engine().start(match.workflow, match.payload, trigger={}).payload
+            shown["starts"].append({"workflow": name, "payload": msgspec.json.decode(payload)})
+        except DirectorError as exc:
+            shown["others"].append({"workflow": name, "reason": str(exc)})
+    return shown
 
 
 def replay(

@@ -37,7 +37,11 @@ def route(definitions: Definitions, router: Router, source: str, event: str, doc
     asked = document if isinstance(document, Mapping) else {}
     names_it = not asked.keys().isdisjoint(("workflow", "relaunch"))
     if source != BUILT_IN.name or (router.listens(source) and not names_it):
-        return router.route(source, event, document)
+        routing = router.route(source, event, document)
+        if not routing.matches:
+            project, why = definitions.project, "it has problems, so that its triggers are not known"
+            routing.reasons.extend((name, why) for name in project.broken if name not in project.workflows)
+        return routing
     shapes: dict[str, type] = {"workflow": str, "payload": dict, "relaunch": str, "from": str}
     wrong = [f"$.{key}: unknown" for key in asked if key not in shapes]
     wrong += [
@@ -63,6 +67,8 @@ def replayed(entry: Delivery, body: bytes | None) -> Any:
     """Return what the body of a delivery says that is to be played again. Raises Conflict when it cannot be."""
     if entry.secret is None:
         raise Conflict(f"Delivery {entry.id} was {entry.verdict}: nobody vouches for it. Nothing was started.")
+    if entry.verdict == "handshake":
+        raise Conflict(f"Delivery {entry.id} was a handshake, which starts nothing. Nothing was started.")
     if body is None:
         raise Conflict(
             f"Delivery {entry.id} has {entry.size} bytes, more than the inbox keeps. Nothing was started."
@@ -115,11 +121,14 @@ def _wanted_run(store: Store, match: Match) -> Steps[str]:
             return str(uuid.UUID(match.relaunch))
         except ValueError:
             raise NotFound(f'"{match.relaunch[:100]}" is no run\'s id.') from None
-    which = Filter(workflow=match.workflow.name, status=states.FAILED, limit=1)
-    runs, _ = yield store.list(which)
-    if not runs:
-        raise NotFound(f"No run of {match.workflow.name} has failed.")
-    return str(runs[0].id)
+    after: str | None = None
+    while True:  # a page may be empty while there is a next one
+        which = Filter(workflow=match.workflow.name, status=states.FAILED, after=after, limit=1)
+        runs, after = yield store.list(which)
+        if runs:
+            return str(runs[0].id)
+        if after is None:
+            raise NotFound(f"No run of {match.workflow.name} has failed.")
 
 
 def redeliver(

@@ -102,7 +102,7 @@ def _claims(
         event = _pointed(document, scheme.event_json) if scheme.event_json else event
         if scheme.event_keys and isinstance(document, Mapping):
             event = next((key for key in scheme.event_keys if key in document), "")
-    return _bounded(identity), _bounded(event, " ")
+    return _bounded(identity), _bounded(event, is_key=False)
 
 
 def _verify(scheme: Scheme, secrets: Sequence[str | None], request: SignedRequest, now: float) -> Verdict:
@@ -337,9 +337,10 @@ def _encode(scheme: Scheme, mac: bytes) -> str:
     return text.decode()
 
 
-def _bounded(text: str, more: str = "") -> str:
-    """Return a text that is fit to be a part of a key and of a log line; `more`: what else it may hold."""
-    if len(text) <= MAX_ID_CHARS and text.isascii() and text.isprintable() and (" " in more or " " not in text):
+def _bounded(text: str, *, is_key: bool = True) -> str:
+    """Return a text that is fit for a log line and, if it must, to be a part of a key; a hash for any other."""
+    fits = len(text) <= MAX_ID_CHARS and text.isprintable()
+    if fits and not (is_key and (not text.isascii() or " " in text)):
         return text
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -15,6 +15,7 @@ MAX_EXPRESSION = 4096
 LATEST = "latest"
 _COMPARATORS = ("eq", "ne", "lt", "lte", "gt", "gte")
 _PATHS = ("subexpression", "filter_projection", "value_projection", "flatten")
+_OTHER_EVENT = 'the event "'
 _WORDS = {"and": "&&", "or": "||", "not": "!"}
 
 
@@ -54,6 +55,7 @@ class Router:
     def route(self, source: str, event: str, body: object) -> Routing:
         """Return which workflows a delivery starts; the first matching trigger of each wins."""
         routing = Routing(matches=[], reasons=[])
+        unheard: list[tuple[str, str]] = []  # said last, since the inbox has room for so much
         for workflow in self._by_source.get(source, ()):
             if not workflow.enabled:
                 routing.reasons.append((workflow.name, "the workflow is disabled"))
@@ -68,7 +70,9 @@ class Router:
                     break
                 reasons.append(f"trigger {number}: {found}")
             else:
-                routing.reasons.append((workflow.name, "; ".join(reasons)))
+                heard = any(_OTHER_EVENT not in reason for reason in reasons)
+                (routing.reasons if heard else unheard).append((workflow.name, "; ".join(reasons)))
+        routing.reasons.extend(unheard)
         return routing
 
 
@@ -77,7 +81,7 @@ def _refusal(trigger: Trigger, event: str, body: object) -> str | None:
         return "it is disabled"
     if trigger.events and not any(_is(wanted, event, body) for wanted in trigger.events):
         wanted = " or ".join(f'"{name}"' for name in trigger.events)
-        return f'the event "{event}" is not {wanted}'
+        return f'{_OTHER_EVENT}{event}" is not {wanted}'
     if trigger.when is None:
         return None
     value, wrong = _search(trigger.when, body)
@@ -149,6 +153,10 @@ def _search(expression: str, body: object) -> tuple[Any, str | None]:
     try:
         return _interpreter().visit(_compiled(expression).parsed, body), None
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as exc:
+        told = vars(exc)
+        if "expected_types" in told:  # JMESPathTypeError, whose own text quotes the value, perhaps all of the body
+            wanted = " or ".join(told["expected_types"])
+            return None, f"{told['function_name']}() got {told['actual_type']}, expected {wanted}"
         return None, (str(exc).splitlines() or [type(exc).__name__])[0]
 
 
@@ -169,8 +177,8 @@ def check_expression(text: str) -> str | None:
         _compiled(text).search({})
     except (exceptions.UnknownFunctionError, exceptions.ArityError) as exc:
         return slip or str(exc)
-    except exceptions.JMESPathTypeError:
-        pass  # there is nothing in an empty body
+    except (exceptions.JMESPathTypeError, TypeError, ArithmeticError):
+        pass  # there is nothing in an empty body; literals may fail by themselves
     except (ValueError, RecursionError) as exc:
         return slip or f"not JMESPath: {(str(exc).splitlines() or ['it does not parse'])[0]}"
     return slip or _negated(_compiled(text).parsed)

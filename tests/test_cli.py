@@ -389,11 +389,35 @@ def test_a_dry_run_says_what_would_start_and_starts_nothing(home, director):
     other = director("sources", "test", "github", "body.json", "--event", "issues", "--json")
     assert json.loads(other.stdout) == {
         "event": "issues",
+        "handshake": None,
         "starts": [],
         "relaunches": [],
         "others": [{"workflow": "w.STRICT", "reason": 'trigger 1: the event "issues" is not "push"'}],
     }
     assert json.loads(director("runs", "list", "--json").stdout)["runs"] == []
+
+
+ODD = """
+w.ANY: {tasks: [ONE], triggers: [{source: github}, {source: plain, event: push}]}
+w.ODD: {tasks: [ONE], triggers: [{source: github, payload: {x: "[&x]"}}]}
+sources: {plain: {scheme: hmac, header: X-Signature, secret: $HOOK}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "body", "event", "says"),
+    [
+        ("plain", "{}", (), 'w.ANY does not start: trigger 2: the event "" is not "push"'),
+        ("github", "{}", ("--event", "ping"), "nothing starts: this is a handshake, github-ping"),
+        ("github", "{}", (), "w.ODD does not start: The payload of w.ODD cannot be written as JSON"),
+        ("director", '{"workflow": "w.OFF"}', (), "w.OFF does not start: Workflow w.OFF is disabled"),
+    ],
+)
+def test_a_dry_run_says_what_the_service_would_do(home, director, source, body, event, says):
+    (home / "workflows" / "odd.yml").write_text(ODD)
+    (home / "body.json").write_text(body)
+    done = director("sources", "test", source, "body.json", *event)
+    assert (done.returncode, says in done.stdout) == (0, True), done.stdout + done.stderr
 
 
 def test_sign_and_send_beside_a_service(home, director):
@@ -423,6 +447,18 @@ def test_sign_and_send_beside_a_service(home, director):
     nobody = director("sources", "sign", "github", "body.json", "--send", PORT=str(service.port))
     assert nobody.returncode == 1
     assert "Is the service running?" in nobody.stderr
+
+
+def test_what_cannot_be_sent_is_said(home, director, redis_server):
+    (home / "body.json").write_text("{}")
+    sign = ("sources", "sign", "github", "body.json")
+    for more in ((), ("--send",)):
+        broken = director(*sign, "--event", "a\nX-Other: b", *more)
+        assert (broken.returncode, broken.stdout) == (1, "")
+        assert "which no header can hold" in broken.stderr
+    no_web = director(*sign, "--send", PORT=redis_server.rpartition(":")[2].partition("/")[0])
+    assert (no_web.returncode, "Is the service running?" in no_web.stderr) == (1, True), no_web.stderr
+    assert "Traceback" not in no_web.stderr
 
 
 FORM = "command=%2Frelaunch&text=01900000-0000-7000-8000-000000000000&trigger_id=1"
@@ -521,6 +557,44 @@ def test_a_replay_without_a_service_sees_its_run_through(home, director):
     assert (again.returncode, "succeeded" in again.stderr) == (0, True)
     assert json.loads(director("runs", "show", run["id"], "--json").stdout)["status"] == "succeeded"
     assert director("deliveries", "show", "nothing").returncode == 1
+
+
+def test_what_strangers_send_moves_no_cursor(home, director):
+    """Given control characters and lines in the path of a request, in its type and in the reason."""
+    from director.models import Delivery
+    from director.store.tiny import TinyStore
+
+    store = TinyStore(home / ".director")
+    store.do(
+        store.record(
+            [
+                (
+                    Delivery(
+                        id="01900000-0000-7000-8000-000000000001",
+                        at="2030-01-31T08:00:00.000Z",
+                        source="\x1b[2J\nverdict   accepted",
+                        event="",
+                        delivery="d-1",
+                        verdict="rejected",
+                        status=404,
+                        reason='"\x9b31m\x07\nfake" is no run',
+                        secret="HOOK",
+                        runs=(),
+                        size=3,
+                        content_type="text/\u202ex",
+                    ),
+                    b"a\x1b]0;\x07\nb",
+                )
+            ]
+        )
+    )
+    store.close()
+    listed, shown = (director("deliveries", *words).stdout for words in (("list",), ("show", "d-1")))
+    assert not {*"\x1b\x9b\x07\u202e"} & {*listed, *shown}
+    assert len(listed.splitlines()) == 2
+    assert r"\x1b[2J\nverdict   accepted" in listed
+    assert not re.search("^(verdict   accepted|fake)", shown, re.M)
+    assert shown.endswith("\n\na\\x1b]0;\\x07\nb\n")
 
 
 # Beside services

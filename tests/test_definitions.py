@@ -803,6 +803,15 @@ def test_a_source_is_closed_until_one_of_its_secrets_is_set(tmp_path: Path) -> N
     ]
 
 
+def test_an_unset_verify_token_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "sources: {meta: {secret: $META, verify_token: $TOKEN}}\n")
+    (found,) = Definitions(tmp_path, {"META": "x", "TOKEN": " "}).source_problems()
+    assert str(found) == (
+        'workflows/a.yml:1:11: source "meta" answers no hub.challenge: set TOKEN in the environment or .env'
+    )
+    assert Definitions(tmp_path, {"META": "x", "TOKEN": "y"}).source_problems() == []
+
+
 def test_a_folder_that_cannot_be_read_keeps_what_it_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given a process out of file descriptors, then no workflow goes away."""
     write(tmp_path, "A: {tasks: [LOAD]}\n")
@@ -846,6 +855,18 @@ def test_good_expressions_and_usual_slips() -> None:
     assert {text: triggers.check_expression(text) for text in GOOD_EXPRESSIONS} == dict.fromkeys(GOOD_EXPRESSIONS)
     for text, words in BAD_EXPRESSIONS.items():
         assert words in (triggers.check_expression(text) or ""), text
+
+
+@pytest.mark.parametrize(
+    "text", ["contains('abc', `1`)", "max_by([{a: 'x'}, {a: `1`}], &a)", "floor(to_number('inf'))"]
+)
+def test_an_expression_that_always_fails_takes_nothing_out_of_service(tmp_path: Path, text: str) -> None:
+    """It compares its own literals, so that it fails on the empty body too; the inbox says so for each delivery."""
+    assert triggers.check_expression(text) is None
+    write(tmp_path, f'a: {{tasks: [LOAD], triggers: [{{source: director, when: "{text}"}}]}}\n')
+    assert list(load(tmp_path).workflows) == ["a"]
+    routing = triggers.Router(load(tmp_path).workflows.values()).route("director", "", {})
+    assert f"when `{text}` failed: " in routing.reasons[0][1]
 
 
 def test_an_unreadable_file_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,3 +113,11 @@ def test_githubs_ping_starts_nothing_even_where_a_trigger_wants_it(web):
     answer = web.send("github", SECRET, msgspec.json.encode({"zen": "…"}), x_github_event="ping")
     assert (answer.status_code, answer.json()["reason"]) == (200, "a ping starts nothing")
     assert web.inbox()[0]["verdict"] == "handshake"
+
+
+def test_a_handshake_is_never_replayed(web):
+    """Given a trigger for whatever the source sends, then a replay starts no run that the delivery did not."""
+    assert web.hook({"zen": "Keep it simple."}, x_github_event="ping").json()["runs"] == []
+    entry = web.inbox()[0]
+    answer = web.client.post(f"/deliveries/{entry['id']}/replay", json={})
+    assert "was a handshake" in problem(answer, 409)["detail"]

@@ -307,3 +307,12 @@ sys.exit(main(["check"]))
     wanted = 'Ed25519 needs the package "cryptography": pip install cryptography'
     assert done.stdout.startswith(f"no_secret {wanted}\n")
     assert f'source "discord" PUBLIC cannot be used: {wanted}' in done.stdout
+
+
+@pytest.mark.parametrize("event", ["commande.payée", "заказ оплачен", "注文"])
+def test_an_event_may_be_in_any_language(event):
+    """Given a type that a trigger names, then it is what the trigger sees, and no hash of it."""
+    made = scheme({"header": "X-Signature", "event_json": "/type"})
+    request = SignedRequest("POST", "/", [], json.dumps({"type": event}).encode())
+    signed = SignedRequest("POST", "/", sign(made, "secret", request, now=0), request.body)
+    assert verify(made, ["secret"], signed, now=0).event == event

@@ -376,6 +376,17 @@ def test_a_document_that_is_not_ours_is_said(tmp_path):
             store.do(call)
 
 
+@pytest.mark.parametrize("row", ["5", "{}", '{"entry": {}, "body": null}', '{"entry": {"secret": 5}, "body": 5}'])
+def test_an_inbox_that_is_not_ours_is_said(tmp_path, row):
+    store = TinyStore(tmp_path)
+    text = f'{{"deliveries": {{"x": {row}}}}}'
+    (tmp_path / "deliveries.json").write_text(text)
+    for call in (store.delivery("x"), store.deliveries(base.DeliveryFilter()), store.record([])):
+        with pytest.raises(StoreUnavailable, match=r"deliveries\.json is not what this service wrote"):
+            store.do(call)
+    assert (tmp_path / "deliveries.json").read_text() == text
+
+
 def test_a_folder_that_goes_away_is_said(tmp_path):
     store = TinyStore(tmp_path / "data")
     start(store, ["A"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import time
@@ -10,8 +11,10 @@ import pytest
 import redis
 
 from director import log
+from director.errors import NotFound
 from director.models import time_ms
 from director.web import inbox
+from tests.processes import until
 from tests.web_fixtures import SECRET, problem, serving, settings_for, signature
 
 PUSH = {"ref": "refs/heads/main", "after": "a" * 40}
@@ -78,6 +81,30 @@ def test_what_a_filter_gave_is_said(web, body, event, reason):
     entry = newest(web, web.hook(body, x_github_event=event))
     assert entry["verdict"] in ("ignored", "accepted")
     assert reason in entry["reason"]
+
+
+def test_a_workflow_that_is_out_of_service_is_named(web):
+    """Given a deploy that broke it, then whoever looks why its hook did not fire finds it."""
+    answer = web.hook({}, x_github_event="of-the-broken-one")
+    assert (answer.status_code, answer.json()["runs"]) == (200, [])
+    assert "broken: it has problems, so that its triggers are not known" in newest(web, answer)["reason"]
+
+
+def test_the_reason_that_counts_is_kept_among_many(tmp_path):
+    """Given more workflows of one source than the inbox has room for, then those that want another event go."""
+    (tmp_path / "workflows").mkdir()
+    lines = [f"w{n}: {{tasks: [ONE], triggers: [{{source: github, event: an-event-of-{n}}}]}}" for n in range(99)]
+    lines += ["x: {tasks: [ONE], triggers: [{source: github, event: push, when: draft}]}"]
+    lines += ["y: {tasks: [ONE], triggers: [{source: github, event: push, relaunch: latest}]}"]
+    lines += ["sources: {github: {secret: $GITHUB_WEBHOOK_SECRET}}"]
+    (tmp_path / "workflows" / "all.yml").write_text("\n".join(lines))
+    with serving(settings_for(tmp_path)) as web:
+        web.hook({"draft": False})
+        reason = web.inbox()[0]["reason"]
+        assert reason.startswith(
+            "y: No run of y has failed.; x: trigger 1: when `draft` gave false; w0: trigger 1: "
+        )
+        assert reason.endswith("…")
 
 
 def test_a_schemas_refusal_is_said_and_the_body_kept(web):
@@ -224,12 +251,47 @@ def test_what_came_while_the_store_was_away_is_written_afterwards(web, monkeypat
     assert (entry["delivery"], entry["verdict"], entry["reason"]) == ("in-away", "unavailable", "away")
 
 
+def test_a_bug_does_not_end_the_writing(web, monkeypatch):
+    monkeypatch.setattr(inbox, "RETRY_S", 0.05)
+    do, left = web.service.do, [2]
+
+    async def moody(call):
+        if left[0]:
+            left[0] -= 1
+            raise KeyError("a bug")
+        return await do(call)
+
+    web.hook(PUSH)
+    assert web.inbox()
+    monkeypatch.setattr(web.service, "do", moody)
+    assert web.hook({"zen": "…"}, x_github_event="ping", x_github_delivery="in-bug").status_code == 200
+    until(lambda: not left[0], what="the tries that fail")
+    until(lambda: written(web), what="the inbox")
+
+
+def written(web):
+    """Return whether the delivery is in the store: nothing that the process has gathered is looked at."""
+    with contextlib.suppress(NotFound):
+        return bool(web.store.do(web.store.delivery("in-bug")))
+
+
 def test_what_is_gathered_is_written_when_the_service_stops(tmp_path):
     settings = settings_for(tmp_path)
     with serving(settings) as web:
         web.hook(PUSH, x_github_delivery="last")
     with serving(settings) as web:
         assert web.inbox()[0]["delivery"] == "last"
+
+
+def test_a_damaged_inbox_is_written_once_it_is_moved_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(inbox, "RETRY_S", 0.05)
+    file = tmp_path / ".director" / "deliveries.json"
+    with serving(settings_for(tmp_path)) as web:
+        file.write_text('{"deliveries": {"x": {}}}')
+        assert web.hook(PUSH, x_github_delivery="in-damaged").status_code == 202
+        assert "is not what this service wrote" in problem(web.client.get("/deliveries"), 503)["detail"]
+        file.unlink()
+        until(lambda: file.exists() and "in-damaged" in file.read_text(), what="the inbox")
 
 
 @pytest.mark.parametrize("kind", ["tiny", "redis"])

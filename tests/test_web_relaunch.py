@@ -11,6 +11,8 @@ import msgspec
 import pytest
 from slack_sdk.signature import SignatureVerifier
 
+from director.store.redis import RedisStore
+from tests.processes import start as workflow_start
 from tests.web_fixtures import problem, serving, settings_for, signature
 
 WHSEC = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
@@ -107,6 +109,17 @@ def test_latest_is_the_newest_failed_run_of_the_workflow(web):
     assert "No run of deploy has failed" in answer.json()["reason"]
     web.finish(first)
     web.finish(second)
+
+
+def test_latest_is_found_behind_many_that_did_not_fail(web):
+    """Given more runs since than one look at the store reads, 2,000."""
+    run_id = started(web)["deploy"]
+    web.fail(run_id, "BUILD")
+    deploy = web.service.definitions.workflow("deploy")
+    for _ in range(2001 if isinstance(web.store, RedisStore) else 20):
+        workflow_start(web.store, deploy)
+    assert [run["id"] for run in command(web, "/again", "", "t-behind").json()["runs"]] == [run_id]
+    web.finish(run_id)
 
 
 def test_a_copy_of_the_command_relaunches_nothing_more(web):
@@ -287,6 +300,23 @@ def test_its_sender_learns_what_is_wrong(web, body, status, words):
     entry = web.inbox(source="director")[0]
     assert (entry["verdict"], entry["secret"]) == ("refused", "DIRECTOR_WEBHOOK_SECRET")
     assert words in entry["reason"]
+
+
+TOLD = """
+told.first: {tasks: [ONE], triggers: [{source: director, event: told}]}
+told.last: {tasks: [ONE], triggers: [{source: director, event: told}], schema: {required: [id]}}
+"""
+
+
+def test_its_triggers_start_what_they_can(tmp_path):
+    (tmp_path / "workflows").mkdir()
+    (tmp_path / "workflows" / "all.yml").write_text(TOLD)
+    with serving(settings_for(tmp_path, DIRECTOR_WEBHOOK_SECRET=WHSEC)) as web:
+        answer = ask(web, type="told")
+        assert answer.status_code == 202, answer.text
+        assert [run["workflow"] for run in answer.json()["runs"]] == ["told.first"]
+        assert [one["workflow"] for one in answer.json()["refused"]] == ["told.last"]
+        assert web.inbox()[0]["verdict"] == "accepted"
 
 
 def test_without_its_secret_it_is_closed(tmp_path):

@@ -8,7 +8,9 @@ import time
 import msgspec
 import pytest
 
+from director import log
 from director.web import server
+from tests.processes import until
 from tests.web_fixtures import serving, settings_for
 
 BODY = b'{"kept":"whole"}'
@@ -131,3 +133,15 @@ def test_a_connection_that_sends_no_whole_request_is_closed(web, monkeypatch, da
 def test_a_request_that_takes_long_to_answer_is_none_of_them(web, monkeypatch):
     monkeypatch.setattr(server, "MESSAGE_S", 0.3)
     assert web.client.post("/workflows/plain/runs?wait=1", json={}).status_code == 202
+
+
+def test_who_hangs_up_on_several_requests_is_no_error(web, capfd):
+    """Given requests in a row and a connection that closes before their answers, then no traceback is logged."""
+    one = START + LENGTH + BODY
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", web.port)) as connection:
+            connection.sendall(one * 3)
+    until(lambda: len(web.client.get("/runs").json()["runs"]) >= 10, what="the first of each")
+    payload_of(web, talk(web, one))
+    log.flush()
+    assert "Exception in ASGI application" not in capfd.readouterr().err

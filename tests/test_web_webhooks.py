@@ -273,6 +273,22 @@ def test_nothing_secret_is_logged(web, capfd):
     assert not re.search("hunter2|abababab|Secret to Everybody", lines)
 
 
+def test_an_expression_that_fails_on_a_value_does_not_show_it(web, capfd):
+    """JMESPath's own error quotes what it was given, here all of the body."""
+    from director import log
+
+    (web.service.definitions.home / "workflows" / "typed.yml").write_text(
+        "typed: {tasks: [ONE], triggers: [{source: github, event: typed, when: 'sum(@) > `1`'}]}\n"
+    )
+    web.service.definitions.refresh()
+    answer = web.hook({"word": "hunter2"}, x_github_event="typed")
+    said = "typed: trigger 1: when `sum(@) > `1`` failed: sum() got object, expected array-number"
+    assert said in answer.json()["reason"]
+    time.sleep(0.2)
+    log.flush()
+    assert "hunter2" not in answer.text + capfd.readouterr().err
+
+
 # The store
 
 

@@ -278,7 +278,9 @@ class RedisStore(Store):
         def read(reply: Any) -> tuple[Delivery, bytes | None]:
             if reply is None:
                 raise base.no_delivery(name)
-            return _DELIVERY.decode(reply[0]), reply[1]
+            entry = _DELIVERY.decode(reply[0])
+            was_empty = entry.secret is not None and not entry.size  # a script's argument is no None
+            return entry, b"" if was_empty else reply[1]
 
         return RedisCall("delivery", [], [name], read)
 

@@ -77,9 +77,10 @@ class Inbox:
             await asyncio.sleep(wait_s)
             try:
                 await self.flush()
-            except DirectorError as exc:
+            except Exception as exc:  # noqa: BLE001 - a bug must not end the inbox
                 if wait_s == GATHER_S:
-                    logger.warning("inbox.unwritten", reason=str(exc), waiting=sum(map(len, self._pending)))
+                    reason = str(exc) if isinstance(exc, DirectorError) else repr(exc)
+                    logger.warning("inbox.unwritten", reason=reason, waiting=sum(map(len, self._pending)))
                 wait_s = RETRY_S
         self._writing = None
 

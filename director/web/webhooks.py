@@ -86,7 +86,7 @@ class _Taking:
             delivery=self.delivery,
             verdict=self.verdict,  # type: ignore[arg-type]  # one of its words
             status=status,
-            reason=self.reason[:MAX_REASON] or None,
+            reason=self.reason[:MAX_REASON] + "…" * (len(self.reason) > MAX_REASON) or None,
             secret=self.secret,
             runs=tuple(DeliveryRun(id=run.id, workflow=run.workflow) for run in self.runs),
             size=len(self.body),
@@ -237,10 +237,10 @@ class Webhooks:
             if isinstance(outcome, Started):
                 taking.runs.append(HookRun(outcome.run_id, name, run_url(outcome.run_id)))
                 duplicate = duplicate and outcome.duplicate
-            elif taking.source == BUILT_IN.name:
+            elif taking.source == BUILT_IN.name and len(outcomes) == 1:
                 raise outcome  # its sender knows what it asks for
             elif match.relaunch is not None:
-                reasons.append((name, str(outcome)))
+                reasons.insert(0, (name, str(outcome)))
             else:
                 refused.append(Refused(name, str(outcome)))
                 invalid += outcome.paths if isinstance(outcome, InvalidPayload) else ()

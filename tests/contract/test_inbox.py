@@ -52,6 +52,12 @@ def test_a_body_may_be_any_bytes(store):
     assert store.do(store.delivery("d-1"))[1] == bytes(range(256))
 
 
+def test_an_empty_body_is_one(store):
+    """A form without fields: it was accepted, so it can be played again."""
+    record(store, entry(1, size=0), body=b"")
+    assert store.do(store.delivery("d-1"))[1] == b""
+
+
 def test_recording_twice_changes_nothing(store):
     record(store, entry(1))
     record(store, entry(1, verdict="ignored"), entry(2))
