@@ -135,15 +135,10 @@ def replay(
     trigger = {"kind": "webhook", "source": entry.source, "event": entry.event, "delivery": entry.delivery}
     done, others, comment = [], list(routing.reasons), f"replay of delivery {entry.id}"
     for match in routing.matches:
-        name = match.workflow.name if match.workflow else ""
+        steps = deliveries.act(engine, store, definitions.workflow, match, trigger, comment=comment)
         try:
-            if match.relaunch is not None or match.workflow is None:
-                steps = deliveries.relaunch(engine, store, definitions.workflow, match, trigger, None)
-                started, name = store.play(steps)
-            else:
-                new = engine.start(match.workflow, match.payload, trigger=trigger, comment=comment)
-                started = store.do(store.start(new))
+            started, name = store.play(steps)
             done.append((name, started.run_id))
         except DirectorError as exc:
-            others.append((name, str(exc)))
+            others.append((match.workflow.name if match.workflow else "", str(exc)))
     return done, others

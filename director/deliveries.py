@@ -34,7 +34,7 @@ def route(definitions: Definitions, router: Router, source: str, event: str, doc
     Raises:
         NotFound, DefinitionError, InvalidPayload: a body of the built-in source asks for what is not there.
     """
-    asked = document if isinstance(document, Mapping) else {}
+    asked = document if source == BUILT_IN.name and isinstance(document, Mapping) else {}
     names_it = not asked.keys().isdisjoint(("workflow", "relaunch"))
     if source != BUILT_IN.name or (router.listens(source) and not names_it):
         routing = router.route(source, event, document)
@@ -79,6 +79,37 @@ def replayed(entry: Delivery, body: bytes | None) -> Any:
         raise Conflict(f"Delivery {entry.id} cannot be read: {exc} Nothing was started.") from None
 
 
+def act(
+    engine: Engine,
+    store: Store,
+    find: FindWorkflow,
+    match: Match,
+    trigger: Mapping[str, Any],
+    *,
+    dedupe: Dedupe | None = None,
+    relaunches: bool = False,
+    comment: str = "",
+) -> Steps[tuple[Started, str]]:
+    """Start or relaunch what a match names, once for a delivery; return the run and its workflow.
+
+    Args:
+        dedupe: of the delivery; None when nothing identifies it, or when it is played again.
+        relaunches: when an earlier copy has started the run and it has failed, relaunch it.
+
+    Raises:
+        DirectorError: nothing was started or relaunched.
+    """
+    if match.relaunch is not None or match.workflow is None:
+        started, name = yield from relaunch(engine, store, find, match, trigger, dedupe)
+    else:
+        name = match.workflow.name
+        new = engine.start(match.workflow, match.payload, trigger=trigger, comment=comment, dedupe=dedupe)
+        started = yield store.start(new)
+    if started.duplicate and relaunches:
+        started = yield from redeliver(engine, store, find, started, trigger)
+    return started, name
+
+
 def relaunch(
     engine: Engine,
     store: Store,
@@ -120,7 +151,8 @@ def _wanted_run(store: Store, match: Match) -> Steps[str]:
         try:
             return str(uuid.UUID(match.relaunch))
         except ValueError:
-            raise NotFound(f'"{match.relaunch[:100]}" is no run\'s id.') from None
+            # Not what it is: the log has the reason too.
+            raise NotFound("What it names is no run's id.") from None
     after: str | None = None
     while True:  # a page may be empty while there is a next one
         which = Filter(workflow=match.workflow.name, status=states.FAILED, after=after, limit=1)

@@ -36,7 +36,8 @@ class Routing(msgspec.Struct, frozen=True):
 
     matches: list[Match]
     reasons: list[tuple[str, str]]
-    """Workflow, and why it does not start, for each that listens to the source and was not matched."""
+    """Workflow, and why it does not start, for each that listens to the source and was not matched. Where others
+    start, those that wait for another event are left out."""
 
 
 class Router:
@@ -72,7 +73,8 @@ class Router:
             else:
                 heard = any(_OTHER_EVENT not in reason for reason in reasons)
                 (routing.reasons if heard else unheard).append((workflow.name, "; ".join(reasons)))
-        routing.reasons.extend(unheard)
+        if not routing.matches:
+            routing.reasons.extend(unheard)
         return routing
 
 

@@ -393,3 +393,9 @@ def test_a_folder_that_goes_away_is_said(tmp_path):
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(StoreUnavailable, match=r"data cannot be read or written \(No such file or directory\)"):
         store.do(store.get(new_run_id()))
+
+
+def test_the_folder_is_nobody_elses(tmp_path):
+    """Payloads and bodies of deliveries are in it."""
+    TinyStore(tmp_path / "data")
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0

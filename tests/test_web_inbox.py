@@ -100,11 +100,12 @@ def test_the_reason_that_counts_is_kept_among_many(tmp_path):
     (tmp_path / "workflows" / "all.yml").write_text("\n".join(lines))
     with serving(settings_for(tmp_path)) as web:
         web.hook({"draft": False})
+        assert web.inbox()[0]["reason"] == "y: No run of y has failed.; x: trigger 1: when `draft` gave false"
+        answer = web.hook({}, x_github_event="other").json()
         reason = web.inbox()[0]["reason"]
-        assert reason.startswith(
-            "y: No run of y has failed.; x: trigger 1: when `draft` gave false; w0: trigger 1: "
-        )
+        assert reason.startswith('w0: trigger 1: the event "other" is not "an-event-of-0"; w1: ')
         assert reason.endswith("…")
+        assert answer["reason"] == reason
 
 
 def test_a_schemas_refusal_is_said_and_the_body_kept(web):

@@ -154,7 +154,7 @@ def test_many_copies_of_the_command_at_once_relaunch_once(web):
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("/relaunch", "no-such-run", '"no-such-run" is no run\'s id'),
+        ("/relaunch", "no-such-run", "deploy: What it names is no run's id."),
         ("/relaunch", "01900000-0000-7000-8000-000000000000", "No run has the id"),
         ("/relaunch", "  ", "relaunch `text` gave an empty text; expected a run's id"),
         ("/odd", "abc", "relaunch `length(text)` gave a number; expected a run's id"),

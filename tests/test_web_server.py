@@ -102,6 +102,8 @@ def test_websockets_are_plain_requests(web):
         (START + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
         (LIVE[:-2] + b"X: " + b"x" * server.MAX_HEAD_BYTES, 431),
         (b"GET /" + b"x" * server.MAX_HEAD_BYTES, 431),
+        (LIVE[:-2] + b"X: " + b"x" * server.MAX_HEAD_BYTES + b"\r\n\r\n", 431),
+        (START + LENGTH[:-2] + b"X: " + b"x" * server.MAX_HEAD_BYTES + b"\r\n\r\n" + BODY, 431),
     ],
 )
 def test_what_is_no_request_is_a_problem_and_ends_the_connection(web, data, status):

@@ -105,6 +105,13 @@ def test_what_no_trigger_wants_is_answered_with_the_reason(web):
     assert 'the event "star" is not "push"' in answer.json()["reason"]
 
 
+def test_a_schema_looks_at_a_large_body_beside_the_loop(web):
+    filler = "x" * 20_000
+    problem(web.hook({"id": "x", "filler": filler}, x_github_event="strict"), 422)
+    answer = web.hook({"id": 1, "filler": filler}, x_github_event="strict")
+    assert (answer.status_code, answer.json()["runs"][0]["workflow"]) == (202, "only.strict")
+
+
 def test_a_ping_starts_nothing(web):
     answer = web.hook({"zen": "…"}, x_github_event="ping", x_github_delivery="d-5")
     assert (answer.status_code, answer.json()["runs"]) == (200, [])

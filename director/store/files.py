@@ -56,7 +56,8 @@ class SafeStorage(Storage):
         self._file: BinaryIO | None = None
         self._stamp: tuple[int, ...] = ()
         try:
-            self.large.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # payloads and bodies are nobody else's
+            self.large.mkdir(exist_ok=True)
             (folder / "lock").touch()
             if not all(os.access(part, os.W_OK | os.X_OK) for part in (folder, self.large)):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

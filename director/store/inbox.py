@@ -1,4 +1,4 @@
-"""The inbox without a server, in a file of its own: runs and deliveries do not pay for each other.
+"""The inbox without a server, in a file of its own: a change of a run does not write it, nor the other way.
 
 deliveries.json   the newest deliveries, bodies included
 """

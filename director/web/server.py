@@ -70,7 +70,8 @@ class Protocol(HttpToolsProtocol):
                 except httptools.HttpParserUpgrade as exc:
                     data = self._without_upgrade() + data[exc.args[0] :]
         except httptools.HttpParserError:
-            return self._refuse(400, "This is not a request in HTTP/1.1.")
+            if not self._in_head or self._size <= MAX_HEAD_BYTES:
+                return self._refuse(400, "This is not a request in HTTP/1.1.")
         if self._in_head and self._size > MAX_HEAD_BYTES:
             return self._refuse(431, f"The request's head is over {MAX_HEAD_BYTES} bytes.")
         if self._size > MAX_MESSAGE_BYTES:
@@ -83,6 +84,9 @@ class Protocol(HttpToolsProtocol):
         self._in_head = self._in_message = True
 
     def on_headers_complete(self) -> None:
+        # What arrives at once may be a long head, or a short one and its body.
+        if self._size > MAX_HEAD_BYTES and sum(len(k) + len(v) + 4 for k, v in self.headers) > MAX_HEAD_BYTES:
+            raise httptools.HttpParserError
         self._in_head = False
         # An upgrade that nobody makes: the same head comes again, without it.
         if not self.parser.should_upgrade():

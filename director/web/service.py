@@ -56,10 +56,10 @@ class Service:
         finally:
             self._waiting -= 1
 
-    async def play(self, steps: Generator[Described[Any], Any, T]) -> T:
-        """As `Store.play`, without waiting in the loop's thread."""
+    async def play(self, steps: Generator[Described[Any], Any, T], *, in_thread: bool = False) -> T:
+        """As `Store.play`, not waiting in the loop's thread; `in_thread`: to make the first call up takes long."""
         try:
-            call = next(steps)
+            call = await asyncio.to_thread(next, steps) if in_thread else next(steps)
             while True:
                 try:
                     answer = await self.do(call)

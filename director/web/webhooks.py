@@ -24,7 +24,7 @@ from director.triggers import Match, Router, Routing
 from director.web import bodies, problems
 from director.web.inbox import Inbox
 from director.web.problems import Refusal
-from director.web.service import Service
+from director.web.service import LONG_CHECK_BYTES, Service
 from director.web.shapes import HookAnswer, HookRun, Refused
 
 MAX_REASON = 4000
@@ -40,6 +40,10 @@ VERDICTS = {
 
 logger = log.get("director.webhooks")
 _encode = msgspec.json.Encoder().encode
+
+
+def _bounded(reason: str) -> str:
+    return reason if len(reason) <= MAX_REASON else reason[:MAX_REASON] + "…"
 
 
 class _Source:
@@ -60,16 +64,12 @@ class _Taking:
     """A delivery that is underway: what the inbox will say of it."""
 
     def __init__(self, scope: Any) -> None:
-        self.id = new_run_id()
-        self.scope, self.body = scope, b""
-        self.source = scope["path"].removeprefix("/hooks/").strip("/")[:100]
-        self.delivery, self.event, self.secret = self.id, "", None
-        self.verdict, self.reason, self.runs = "", "", []
-
-    id: str
-    secret: str | None
-    reason: str
-    runs: list[HookRun]
+        self.id = self.delivery = new_run_id()
+        self.scope = scope
+        self.source: str = scope["path"].removeprefix("/hooks/").strip("/")[:100]
+        self.body, self.event, self.verdict, self.reason = b"", "", "", ""
+        self.secret: str | None = None
+        self.runs: list[HookRun] = []
 
     @property
     def facts(self) -> dict[str, str]:
@@ -86,7 +86,7 @@ class _Taking:
             delivery=self.delivery,
             verdict=self.verdict,  # type: ignore[arg-type]  # one of its words
             status=status,
-            reason=self.reason[:MAX_REASON] + "…" * (len(self.reason) > MAX_REASON) or None,
+            reason=_bounded(self.reason) or None,
             secret=self.secret,
             runs=tuple(DeliveryRun(id=run.id, workflow=run.workflow) for run in self.runs),
             size=len(self.body),
@@ -199,26 +199,22 @@ class Webhooks:
         self, taking: _Taking, document: Any, dedupe: Dedupe | None, relaunches: bool, comment: str = ""
     ) -> tuple[int, HookAnswer]:
         """Start and relaunch what a delivery wants; return how it is answered."""
-        definitions, size = self._service.definitions, len(taking.body)
+        definitions = self._service.definitions
         routing = deliveries.route(definitions, self._router, taking.source, taking.event, document)
         trigger = {"kind": "webhook", "source": taking.source, "event": taking.event, "delivery": taking.delivery}
 
         async def act(match: Match) -> tuple[str, Started | DirectorError]:
-            name = match.workflow.name if match.workflow else ""
-            engine, store, find = await self._service.informed(), self._service.store, definitions.workflow
+            engine, workflow = await self._service.informed(), match.workflow
+            more: dict[str, Any] = {"dedupe": dedupe, "relaunches": relaunches, "comment": comment}
+            steps = deliveries.act(engine, self._service.store, definitions.workflow, match, trigger, **more)
+            # A schema can take a second over a large payload, and others wait.
+            is_long = workflow is not None and workflow.schema is not None and len(taking.body) > LONG_CHECK_BYTES
             try:
-                if match.relaunch is not None or match.workflow is None:
-                    steps = deliveries.relaunch(engine, store, find, match, trigger, dedupe)
-                    started, name = await self._service.play(steps)
-                else:
-                    more = {"trigger": trigger, "dedupe": dedupe, "comment": comment}
-                    started = await self._service.start(match.workflow, match.payload, size, **more)
-                if started.duplicate and relaunches:
-                    started = await self._service.play(deliveries.redeliver(engine, store, find, started, trigger))
+                started, name = await self._service.play(steps, in_thread=is_long)
             except StoreUnavailable:
                 raise
             except DirectorError as exc:
-                return name, exc
+                return (workflow.name if workflow else ""), exc
             return name, started
 
         # Together, in one exchange. When one finds the store away, so will the sender's next try: what has
@@ -260,8 +256,8 @@ class Webhooks:
             )
         taking.verdict = "ignored"
         taking.reason = taking.reason or f'no workflow has a trigger for source "{taking.source}"'
-        logger.info("webhook.ignored", **taking.facts, reason=taking.reason)
-        return 200, HookAnswer(taking.delivery, [], False, taking.reason)
+        logger.info("webhook.ignored", **taking.facts, reason=_bounded(taking.reason))
+        return 200, HookAnswer(taking.delivery, [], False, _bounded(taking.reason))
 
     def _refuse(self, taking: _Taking, status: int, exc: Exception) -> None:
         """Say in inbox and log why; neither quotes a body that nobody vouches for, the log none at all."""
