@@ -32,18 +32,18 @@ BODY = b'{"ref": "refs/heads/main"}'
 KILLED_AFTER_THE_FIRST = """
 import asyncio, os, signal
 from director.web.service import Service
-start, count = Service.start, 0
+play, count = Service.play, 0
 
 async def one_then_death(self, *args, **more):
     global count
     count += 1
     if count > 1:
         await asyncio.Event().wait()
-    await start(self, *args, **more)
+    await play(self, *args, **more)
     os.kill(os.getpid(), signal.SIGKILL)
 
 if "KILL" in os.environ:
-    Service.start = one_then_death
+    Service.play = one_then_death
 from director.cli import main
 main(["web"])
 """
