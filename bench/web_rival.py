@@ -56,7 +56,7 @@ def trivial(number: int):
     return handler
 
 
-app = Litestar([hook, live, *(trivial(number) for number in range(11))], logging_config=None)
+app = Litestar([hook, live, *(trivial(number) for number in range(18))], logging_config=None)
 
 if __name__ == "__main__":
     uvicorn.run(app, host="127.0.0.1", port=int(os.environ["PORT"]), access_log=False, log_config=None)
