@@ -17,8 +17,8 @@ from pathlib import Path
 from bench import harness
 from director import plan
 from director.engine import new_run_id
-from director.store.base import NewRun
 from director.store.redis import RedisStore
+from director.store.shapes import NewRun
 from tests.processes import ready, workflow
 
 TASKS = """

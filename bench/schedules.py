@@ -26,7 +26,8 @@ from director.loop import Loop
 from director.models import time_ms
 from director.settings import Settings
 from director.store import open_store
-from director.store.base import Filter, Store
+from director.store.base import Store
+from director.store.shapes import Filter
 
 LATE_MS = 1500
 EVERY_MS = 500

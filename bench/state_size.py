@@ -16,8 +16,8 @@ from bench import harness
 from director import plan
 from director.engine import new_run_id, new_token
 from director.models import TaskOptions
-from director.store.base import Dedupe, NewRun, Next, Outcome
 from director.store.redis import RedisStore
+from director.store.shapes import Dedupe, NewRun, Next, Outcome
 from tests.contract.driving import begin
 from tests.processes import workflow
 

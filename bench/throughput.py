@@ -25,8 +25,8 @@ from bench import harness
 from director import plan
 from director.engine import new_run_id
 from director.models import Plan
-from director.store.base import NewRun
 from director.store.redis import RedisStore
+from director.store.shapes import NewRun
 from tests.processes import ready, workflow
 
 TASKS = """

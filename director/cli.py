@@ -22,7 +22,7 @@ from director.errors import DirectorError, SettingsError
 from director.host import Host
 from director.settings import Settings
 from director.states import RUN_STATES
-from director.store.base import Filter
+from director.store.shapes import Filter
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,7 +13,7 @@ from director.command import Context, as_json, plain, print_result, table, watch
 from director.errors import NotFound
 from director.host import Host
 from director.models import Delivery, FullDelivery
-from director.store.base import DeliveryFilter
+from director.store.shapes import DeliveryFilter
 
 body_file = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 VERDICTS = deliveries.VERDICTS

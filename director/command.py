@@ -20,7 +20,8 @@ from director.registry import Discovery, discover
 from director.settings import Settings
 from director.states import ENDED, SUCCEEDED
 from director.store import open_store
-from director.store.base import Described, Filter, Store
+from director.store.base import Store
+from director.store.shapes import Described, Filter
 
 
 def as_json(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,8 @@ from director.definitions import BUILT_IN, Definitions
 from director.engine import Engine, FindWorkflow
 from director.errors import Conflict, DirectorError, InvalidPayload, NotFound
 from director.models import Delivery, FullDelivery
-from director.store.base import Dedupe, Described, Filter, Started, Store
+from director.store.base import Store
+from director.store.shapes import Dedupe, Described, Filter, Started
 from director.triggers import LATEST, Match, Router, Routing
 
 T = TypeVar("T")

@@ -17,8 +17,9 @@ from director.models import Problem, Project, Run, Struct, TaskOptions, time_ms
 from director.settings import Settings, hide_password
 from director.states import ACTIVE, QUEUED, RUNNING
 from director.store import open_store
-from director.store.base import Filter, Inspection, Store
+from director.store.base import Store
 from director.store.redis import RedisStore
+from director.store.shapes import Filter, Inspection
 from director.supervisor import ServiceLock, refusal
 
 WAITING_S = 60

@@ -16,7 +16,8 @@ from director.models import Plan
 from director.parent import Parent
 from director.registry import Discovery
 from director.settings import Settings
-from director.store.base import Outbox, Ref, Store
+from director.store.base import Store
+from director.store.shapes import Outbox, Ref
 from director.worker import build_app
 
 logger = log.get("director.worker")

@@ -20,7 +20,7 @@ from director import definitions, log, plan, schedules, states
 from director.errors import Conflict, DefinitionError, InvalidPayload, NotFound, TooLarge
 from director.models import FullRun, Plan, Schedule, Struct, TaskOptions, Workflow, time_text
 from director.settings import MAX_PAYLOAD_BYTES
-from director.store.base import Dedupe, Fire, NewRun, Relaunch, Swept
+from director.store.shapes import Dedupe, Fire, NewRun, Relaunch, Swept
 
 OPTIONS_AGE_S = 5.0
 FindWorkflow = Callable[[str], Workflow]

@@ -26,7 +26,8 @@ from director.errors import NotFound, StoreUnavailable
 from director.models import Plan, TaskError
 from director.settings import MAX_ARGUMENT_BYTES, Settings
 from director.states import CANCELED, ENDED, FAILED
-from director.store.base import Begun, Described, Finished, Next, Outcome, Ref, Store
+from director.store.base import Store
+from director.store.shapes import Begun, Described, Finished, Next, Outcome, Ref
 
 LOOK_S = 2.0
 """How often a process renews its leases and looks whether its runs were canceled."""

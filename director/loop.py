@@ -19,7 +19,8 @@ from director.engine import Engine, report
 from director.errors import DirectorError
 from director.models import Project, Retention, Schedule, Struct, Workflow, time_text
 from director.settings import Settings
-from director.store.base import PRUNE_LIMIT, SWEEP_LIMIT, Entry, Fire, Keep, Store, Swept
+from director.store.base import Store
+from director.store.shapes import PRUNE_LIMIT, SWEEP_LIMIT, Entry, Fire, Keep, Swept
 
 PASS_S = 1.0
 REFRESH_S = 120.0

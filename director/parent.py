@@ -26,7 +26,7 @@ from director.errors import DirectorError, StoreUnavailable
 from director.execution import Executor
 from director.plan import DEFAULT_QUEUE
 from director.settings import Settings
-from director.store.base import Ref
+from director.store.shapes import Ref
 
 ALIVE_S = 2.0
 SWEEP_S = 3.0

@@ -10,7 +10,7 @@ from director.access import SCOPES, digest
 from director.errors import InvalidPayload
 from director.models import Project, duration_s
 from director.settings import MAX_DAYS
-from director.store.base import NewToken
+from director.store.shapes import NewToken
 from director.yamltree import did_you_mean, quote
 
 FIELDS = ("scope", "workflows", "expires_in", "name")

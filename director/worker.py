@@ -26,7 +26,8 @@ from director.parent import Consumer, Parent
 from director.plan import DEFAULT_QUEUE
 from director.settings import Settings
 from director.store import keys, open_store
-from director.store.base import Begun, Ref, Store
+from director.store.base import Store
+from director.store.shapes import Begun, Ref
 
 TRACEBACK_CHARS = 8000
 

@@ -18,8 +18,9 @@ from director import plan
 from director.engine import new_run_id
 from director.models import Call, Chain, FullRun, Group, Hooks, Workflow
 from director.states import ENDED
-from director.store.base import NewRun, Store
+from director.store.base import Store
 from director.store.redis import RedisStore
+from director.store.shapes import NewRun
 
 TASKS = '''
 import os, time

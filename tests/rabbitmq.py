@@ -64,12 +64,21 @@ class RabbitMQ:
             os.killpg(self._server.pid, signal.SIGKILL)
             self._server.wait()
             self._server = None
+            # The node is that process's child, and takes a moment longer to go.
+            until(lambda: not self._listens())
 
     def stop(self) -> None:
         """SIGKILL the node, and the server of names beside it."""
         self.kill()
         self._names.kill()
         self._names.wait()
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return False
+        return True
 
     def _greets(self) -> bool:
         """Return whether the node answers what is no AMQP with its own version of it."""

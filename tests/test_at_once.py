@@ -16,7 +16,7 @@ import pytest
 
 from director.settings import Settings
 from director.store import open_store
-from director.store.base import Filter
+from director.store.shapes import Filter
 from tests.conftest import free_port
 from tests.processes import until
 from tests.web_fixtures import SECRET, signature

@@ -21,8 +21,8 @@ from msgspec.structs import replace
 from director import messages
 from director.errors import StoreUnavailable
 from director.models import TaskError, TaskOptions
-from director.store.base import Dedupe, Entry, Fire, Keep, Next, Outcome, Ref, Relaunch
 from director.store.redis import RedisStore
+from director.store.shapes import Dedupe, Entry, Fire, Keep, Next, Outcome, Ref, Relaunch
 from tests.conftest import Clock
 from tests.contract.driving import BOOM, HOLDER, begin, finish, new, plan_of, relaunch
 from tests.processes import workflow

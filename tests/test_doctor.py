@@ -18,7 +18,7 @@ from director.loop import Loop
 from director.models import TaskOptions
 from director.settings import Settings
 from director.store import open_store
-from director.store.base import Inspection
+from director.store.shapes import Inspection
 from director.store.tiny import TinyStore
 from director.supervisor import ServiceLock
 from tests.conftest import Clock, free_port

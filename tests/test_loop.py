@@ -15,7 +15,7 @@ from director.models import time_ms
 from director.scheduler import WorkflowScheduler
 from director.settings import Settings
 from director.store import open_store
-from director.store.base import Filter
+from director.store.shapes import Filter
 from tests.processes import until
 
 FLOW = """

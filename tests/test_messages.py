@@ -8,8 +8,8 @@ from celery import Celery
 
 from director import messages
 from director.models import Node, Plan
-from director.store.base import NewRun
 from director.store.redis import RedisStore
+from director.store.shapes import NewRun
 
 NODES = [
     Node(key="A", task="A", queue="celery"),

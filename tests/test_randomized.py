@@ -28,8 +28,8 @@ from director.errors import DirectorError
 from director.messages import queue_list
 from director.models import Hooks, Node, Plan, TaskError, TaskOptions
 from director.states import WORD
-from director.store.base import Dedupe, Filter, Keep, NewRun, Next, Outcome, Ref
 from director.store.redis import RedisStore
+from director.store.shapes import Dedupe, Filter, Keep, NewRun, Next, Outcome, Ref
 from director.store.tiny import TinyStore
 from tests.conftest import Clock
 from tests.contract.driving import new

@@ -19,9 +19,9 @@ import pytest
 
 from director.engine import new_run_id
 from director.errors import NotFound, SettingsError, StoreUnavailable
-from director.store import base, files, tiny
-from director.store.base import LEASE_MS, Dedupe, Filter, Outcome
+from director.store import files, shapes, tiny
 from director.store.files import INLINE_BYTES
+from director.store.shapes import LEASE_MS, Dedupe, Filter, Outcome
 from director.store.tiny import TinyStore
 from tests.contract.driving import begin, finish, get, new, plan_of, queued, start, succeed
 
@@ -76,7 +76,7 @@ def write_for_ever(folder: Path, pipe: IO[str]) -> None:
             assert begun is not None
             assert finish(store, begun, LARGE if number else number).accepted
             print("finished", order.run_id, number, file=pipe)
-        store.do(store.prune({"": base.Keep(runs=3)}))
+        store.do(store.prune({"": shapes.Keep(runs=3)}))
 
 
 def check(folder: Path, said: list[str]) -> None:
@@ -270,7 +270,7 @@ def test_a_relaunch_removes_large_results_that_run_again(tmp_path):
     finish(store, begin(store, order.run_id, 0), LARGE)
     store.do(store.cancel(order.run_id, "stop"))
     assert len(large_files(tmp_path)) == 1
-    again = base.Relaunch(run_id=order.run_id, launch=1, token="t", plan=built, resets={0: 0, 1: 1})
+    again = shapes.Relaunch(run_id=order.run_id, launch=1, token="t", plan=built, resets={0: 0, 1: 1})
     store.do(store.relaunch(again))
     assert large_files(tmp_path) == set()
     assert get(store, order.run_id).tasks[0].result is None
@@ -381,7 +381,7 @@ def test_an_inbox_that_is_not_ours_is_said(tmp_path, row):
     store = TinyStore(tmp_path)
     text = f'{{"deliveries": {{"x": {row}}}}}'
     (tmp_path / "deliveries.json").write_text(text)
-    for call in (store.delivery("x"), store.deliveries(base.DeliveryFilter()), store.record([])):
+    for call in (store.delivery("x"), store.deliveries(shapes.DeliveryFilter()), store.record([])):
         with pytest.raises(StoreUnavailable, match=r"deliveries\.json is not what this service wrote"):
             store.do(call)
     assert (tmp_path / "deliveries.json").read_text() == text

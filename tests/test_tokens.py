@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from director import access, log
-from director.store.base import NewToken
 from director.store.redis import RedisStore
+from director.store.shapes import NewToken
 from director.web.app import create_app
 from tests.conftest import free_port
 from tests.contract.test_inbox import entry

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from director.definitions import load
-from director.store.base import Dedupe
 from director.store.redis import RedisStore
+from director.store.shapes import Dedupe
 from director.store.tiny import TinyCall
 from tests.web_fixtures import WORKFLOWS, problem, serving, settings_for, signature
 

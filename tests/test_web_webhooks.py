@@ -13,7 +13,7 @@ import httpx
 import msgspec
 import pytest
 
-from director.store.base import Filter
+from director.store.shapes import Filter
 from director.web import bodies
 from tests.web_fixtures import SECRET, problem, serving, settings_for, signature
 

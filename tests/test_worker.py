@@ -16,8 +16,8 @@ from director.execution import Executor, Result
 from director.models import Call, RunError, TaskError
 from director.registry import discover
 from director.settings import Settings
-from director.store.base import Ref
 from director.store.redis import RedisStore
+from director.store.shapes import Ref
 from director.worker import register
 from tests.contract.driving import relaunch
 from tests.faults.services import Server

@@ -19,7 +19,8 @@ from director.engine import new_token
 from director.models import FullRun, TaskError
 from director.settings import Settings
 from director.signing import SignedRequest, scheme, sign
-from director.store.base import Outcome, Ref, Store
+from director.store.base import Store
+from director.store.shapes import Outcome, Ref
 from director.web.app import create_app
 from director.web.server import Server
 from director.web.service import Service

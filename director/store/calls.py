@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from director.errors import DirectorError, StoreUnavailable
 from director.models import Plan
-from director.store.base import Described
+from director.store.shapes import Described
 
 T = TypeVar("T")
 NEEDS_PLAN = -1

@@ -12,10 +12,10 @@ from typing import TypedDict
 import msgspec
 
 from director.models import Delivery
-from director.store import base
+from director.store import base, shapes
 from director.store.files import SafeStorage
 
-KEEP = tuple(count // 10 for count in base.KEEP_DELIVERIES)
+KEEP = tuple(count // 10 for count in shapes.KEEP_DELIVERIES)
 
 
 class Row(TypedDict):
@@ -48,7 +48,7 @@ class Inbox:
                 del rows[id_]
         self.storage.write({"deliveries": msgspec.to_builtins(rows)})
 
-    def list(self, which: base.DeliveryFilter) -> tuple[tuple[Delivery, ...], str | None]:
+    def list(self, which: shapes.DeliveryFilter) -> tuple[tuple[Delivery, ...], str | None]:
         """As `Store.deliveries`."""
         found: list[Delivery] = []
         for id_, row in sorted(self._rows.items(), reverse=True):

@@ -48,7 +48,7 @@ keeps its small encoding.
 from __future__ import annotations
 
 from director.models import Node, Plan
-from director.store.base import Dedupe
+from director.store.shapes import Dedupe
 
 
 def queue_prefix(prefix: str) -> str:

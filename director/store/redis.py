@@ -17,8 +17,8 @@ from director.errors import DirectorError, NotFound, StoreUnavailable
 from director.models import AccessToken, Delivery, FullRun, Plan, Presented, Run, TaskError, TaskOptions, time_text
 from director.settings import hide_password
 from director.states import LETTER, WORD
-from director.store import base, keys, rules, tokens
-from director.store.base import Begun, Described, Finished, NewRun, Outbox, Outcome, Ref, Started, Store, Swept
+from director.store import base, keys, rules, shapes, tokens
+from director.store.base import Store
 from director.store.calls import RedisCall, source
 from director.store.replies import (
     as_begun,
@@ -37,6 +37,7 @@ from director.store.replies import (
     groups,
     there,
 )
+from director.store.shapes import Begun, Described, Finished, NewRun, Outbox, Outcome, Ref, Started, Swept
 
 if TYPE_CHECKING:
     from redis.connection import Connection
@@ -167,7 +168,7 @@ class RedisStore(Store):
             return [queues, ("HSET", keys.plan_key(self.prefix, call.plan.digest), *flat)]
         return []
 
-    def link(self) -> base.Link | None:
+    def link(self) -> shapes.Link | None:
         if self.url.startswith("rediss"):
             return None
         from director.store.link import Link
@@ -205,7 +206,7 @@ class RedisStore(Store):
         return self._on_run("begin", ref.run_id, ref.number, token, holder, read=as_begun)
 
     def finish(
-        self, ref: Ref, token: str, outcome: Outcome, holder: str, wish: base.Next | None = None
+        self, ref: Ref, token: str, outcome: Outcome, holder: str, wish: shapes.Next | None = None
     ) -> RedisCall[Finished]:
         if outcome.error is None:
             status, body = "s", outcome.result or b"null"
@@ -233,7 +234,7 @@ class RedisStore(Store):
 
         return self._on_run("cancel", run_id, token, read=read)
 
-    def relaunch(self, order: base.Relaunch) -> RedisCall[int]:
+    def relaunch(self, order: shapes.Relaunch) -> RedisCall[int]:
         def read(reply: Any) -> int:
             if reply[0] > 0:
                 return int(reply[1]) if reply[0] == 1 else 0
@@ -252,7 +253,7 @@ class RedisStore(Store):
             plan=order.plan,
         )
 
-    def seen(self, dedupe: base.Dedupe, workflow: str) -> RedisCall[str | None]:
+    def seen(self, dedupe: shapes.Dedupe, workflow: str) -> RedisCall[str | None]:
         def read(reply: Any) -> str | None:
             return as_text(reply).partition(" ")[0] if reply else None
 
@@ -261,13 +262,13 @@ class RedisStore(Store):
     # The inbox
 
     def record(self, entries: Sequence[tuple[Delivery, bytes | None]]) -> RedisCall[None]:
-        args: list[Any] = [*base.KEEP_DELIVERIES]
+        args: list[Any] = [*shapes.KEEP_DELIVERIES]
         for entry, body in entries:
             args += [entry.id, int(entry.secret is not None), entry.source, entry.verdict, entry.delivery]
             args += [msgspec.json.encode(entry), body or b""]
         return RedisCall("record", [], args, lambda _: None)
 
-    def deliveries(self, which: base.DeliveryFilter) -> RedisCall[tuple[tuple[Delivery, ...], str | None]]:
+    def deliveries(self, which: shapes.DeliveryFilter) -> RedisCall[tuple[tuple[Delivery, ...], str | None]]:
         def read(reply: Any) -> tuple[tuple[Delivery, ...], str | None]:
             return tuple(_DELIVERY.decode(text) for text in reply[1:]), as_text(reply[0]) or None
 
@@ -311,27 +312,27 @@ class RedisStore(Store):
                 unsure=tuple(sorted({as_text(queue) for queue in unsure})),
             )
 
-        limits = (base.SWEEP_LIMIT, base.OUTAGE_MS, base.OUTAGE_GRACE_MS)
-        asks = (int(fires), base.GAP_MS, base.FORGET_MS, publisher)
+        limits = (shapes.SWEEP_LIMIT, shapes.OUTAGE_MS, shapes.OUTAGE_GRACE_MS)
+        asks = (int(fires), shapes.GAP_MS, shapes.FORGET_MS, publisher)
         return RedisCall("sweep", [], [*limits, *asks, *drained], read)
 
     def refresh(self, schedules: Sequence[str]) -> RedisCall[tuple[int, tuple[str, ...]]]:
         return RedisCall("refresh", [], schedules, lambda reply: (reply[0], tuple(map(as_text, reply[1:]))))
 
-    def add(self, entries: Sequence[base.Entry]) -> RedisCall[None]:
+    def add(self, entries: Sequence[shapes.Entry]) -> RedisCall[None]:
         args: list[Any] = []
         for entry in entries:
             words = [word for pair in entry.job.items() for word in pair]
             args += [entry.schedule, entry.due, len(words), *words]
         return RedisCall("add", [], args, lambda _: None)
 
-    def skip(self, fire: base.Fire) -> RedisCall[bool]:
+    def skip(self, fire: shapes.Fire) -> RedisCall[bool]:
         return RedisCall("skip", [], [fire.schedule, fire.was, fire.next, fire.skipped, fire.reason], bool)
 
-    def schedules(self, ids: Sequence[str]) -> RedisCall[tuple[base.ScheduleState, ...]]:
+    def schedules(self, ids: Sequence[str]) -> RedisCall[tuple[shapes.ScheduleState, ...]]:
         return RedisCall("schedules", [], ids, lambda reply: tuple(as_schedule(*row) for row in groups(reply, 5)))
 
-    def prune(self, keeps: Mapping[str, base.Keep], limit: int = base.PRUNE_LIMIT) -> RedisCall[int]:
+    def prune(self, keeps: Mapping[str, shapes.Keep], limit: int = shapes.PRUNE_LIMIT) -> RedisCall[int]:
         args: list[Any] = [limit]
         for workflow, keep in keeps.items():
             args += [workflow, *("" if part is None else part for part in (keep.age_ms, keep.runs))]
@@ -384,7 +385,7 @@ class RedisStore(Store):
 
     # Access tokens
 
-    def add_token(self, new: base.NewToken) -> RedisCall[AccessToken]:
+    def add_token(self, new: shapes.NewToken) -> RedisCall[AccessToken]:
         facts = tokens.facts(new)
 
         def read(reply: Any) -> AccessToken:
@@ -417,7 +418,7 @@ class RedisStore(Store):
                 return Presented(any_token=bool(any_token))
             return Presented(token=as_token(*found[1:]), expired=bool(found[0]), any_token=bool(any_token))
 
-        return RedisCall("authenticate", [], [digest, base.USE_NOTED_MS], read)
+        return RedisCall("authenticate", [], [digest, shapes.USE_NOTED_MS], read)
 
     # Reading
 
@@ -439,7 +440,7 @@ class RedisStore(Store):
 
         return RedisCall("get", [self._key("run:", run_id), self._key("data:", run_id)], [], read)
 
-    def list(self, which: base.Filter) -> RedisCall[tuple[tuple[Run, ...], str | None]]:
+    def list(self, which: shapes.Filter) -> RedisCall[tuple[tuple[Run, ...], str | None]]:
         def read(reply: Any) -> tuple[tuple[Run, ...], str | None]:
             return tuple(as_listed(*entry) for entry in groups(reply[1:], 3)), as_text(reply[0]) or None
 
@@ -455,10 +456,10 @@ class RedisStore(Store):
         ]
         return RedisCall("list", [self._key(index)], args, read)
 
-    def inspect(self) -> RedisCall[base.Inspection]:
-        def read(reply: Any) -> base.Inspection:
+    def inspect(self) -> RedisCall[shapes.Inspection]:
+        def read(reply: Any) -> shapes.Inspection:
             now, scheduled, lists, *workers = reply
-            return base.Inspection(
+            return shapes.Inspection(
                 now=int(now),
                 scheduled_at=int(scheduled) if scheduled else None,
                 queues=as_queues(lists),
@@ -473,19 +474,19 @@ class RedisStore(Store):
         """Return a plain command, for questions about the server itself; its reply is as Redis gives it."""
         return RedisCall("", [], list(words), lambda reply: reply)
 
-    def state(self, workflows: Sequence[str]) -> RedisCall[base.StoreState]:
-        def line(status: bytes, last: bytes, success: bytes, active: bytes) -> base.WorkflowState:
-            return base.WorkflowState(
+    def state(self, workflows: Sequence[str]) -> RedisCall[shapes.StoreState]:
+        def line(status: bytes, last: bytes, success: bytes, active: bytes) -> shapes.WorkflowState:
+            return shapes.WorkflowState(
                 status=WORD.get(as_text(status)),
                 last_run=as_text(last) or None,
                 last_success_at=time_text(int(success)) if success else None,
                 active=int(active),
             )
 
-        def read(reply: Any) -> base.StoreState:
+        def read(reply: Any) -> shapes.StoreState:
             lines = {name: line(*values) for name, values in zip(workflows, groups(reply[3:], 4), strict=True)}
             oldest = None if reply[1] < 0 else reply[1] / 1000
-            return base.StoreState(queued=reply[0], oldest_queued_s=oldest, workers=reply[2], workflows=lines)
+            return shapes.StoreState(queued=reply[0], oldest_queued_s=oldest, workers=reply[2], workflows=lines)
 
         return RedisCall("state", [], list(workflows), read)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from director.models import AccessToken, Run
 from director.states import WORD
-from director.store import base, rules, tokens
-from director.store.base import Begun, Finished, Ref, Started, Swept
+from director.store import base, rules, shapes, tokens
+from director.store.shapes import Begun, Finished, Ref, Started, Swept
 
 LIST_HEADER = "wslcbenofxp"
 """The fields that `list` reads of each run, in the order of the script."""
@@ -50,12 +50,12 @@ def as_token(id_: bytes | str, created: bytes, expires: bytes, used: bytes | str
     return tokens.token(as_text(id_), int(created), until, last, facts)
 
 
-def as_schedule(coming: int, due: bytes, run: bytes, count: bytes, skip: bytes) -> base.ScheduleState:
+def as_schedule(coming: int, due: bytes, run: bytes, count: bytes, skip: bytes) -> shapes.ScheduleState:
     texts = as_text(run or b""), as_text(skip or b"")
     return rules.schedule_state(coming, int(due or 0), texts[0], int(count or 0), texts[1])
 
 
-def fire_words(fire: base.Fire | None) -> tuple[Any, ...]:
+def fire_words(fire: shapes.Fire | None) -> tuple[Any, ...]:
     if fire is None:
         return ("", 0, 0, 0, 0, "", 0)
     return (fire.schedule, fire.was, fire.due, fire.next, fire.skipped, fire.reason, int(fire.alone))

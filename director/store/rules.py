@@ -15,7 +15,7 @@ from director import messages
 from director import plan as plans
 from director.models import FullRun, Node, Plan, Progress, Run, RunError, TaskError, TaskRun, time_text
 from director.states import CANCELED, ENDED, PENDING, SKIPPED, WORD
-from director.store.base import LEASE_MS, UNKNOWN_MS, Begun, Next, Outcome, Ref, ScheduleState
+from director.store.shapes import LEASE_MS, UNKNOWN_MS, Begun, Next, Outcome, Ref, ScheduleState
 
 
 class Task(msgspec.Struct, array_like=True, omit_defaults=True):

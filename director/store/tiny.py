@@ -17,10 +17,21 @@ from tinydb.table import Document, Table
 from director.errors import NotFound, StoreUnavailable
 from director.models import AccessToken, Delivery, FullRun, Plan, Presented, Run, TaskError, TaskOptions, time_text
 from director.states import ENDED, WORD
-from director.store import base, rules, tokens
-from director.store.base import LEASE_MS, Begun, Described, Finished, NewRun, Outbox, Outcome, Ref, Started, Swept
+from director.store import base, rules, shapes, tokens
 from director.store.files import Data, SafeStorage, files_of
 from director.store.inbox import Inbox
+from director.store.shapes import (
+    LEASE_MS,
+    Begun,
+    Described,
+    Finished,
+    NewRun,
+    Outbox,
+    Outcome,
+    Ref,
+    Started,
+    Swept,
+)
 
 T = TypeVar("T")
 OUTBOX_LIMIT = 1000
@@ -242,7 +253,7 @@ class TinyStore(base.Store):
 
     @_described
     def finish(
-        self, ref: Ref, token: str, outcome: Outcome, holder: str, wish: base.Next | None = None
+        self, ref: Ref, token: str, outcome: Outcome, holder: str, wish: shapes.Next | None = None
     ) -> Finished:
         """Nothing is taken from the queue: messages wait in the broker's memory."""
         found = self._at(ref)
@@ -315,7 +326,7 @@ class TinyStore(base.Store):
         self._save(moves)
 
     @_described
-    def relaunch(self, order: base.Relaunch) -> int:
+    def relaunch(self, order: shapes.Relaunch) -> int:
         run = self._run(order.run_id)
         if run is None:
             raise base.no_run(order.run_id)
@@ -334,16 +345,16 @@ class TinyStore(base.Store):
         return run.launch
 
     @_described
-    def seen(self, dedupe: base.Dedupe, workflow: str) -> str | None:
+    def seen(self, dedupe: shapes.Dedupe, workflow: str) -> str | None:
         first = self._first(dedupe, workflow)
         return first["run"] if first else None
 
-    def _first(self, dedupe: base.Dedupe, workflow: str) -> Any:
+    def _first(self, dedupe: shapes.Dedupe, workflow: str) -> Any:
         """Return what a dedupe key has done, None when it is not known or has expired."""
         row = self._rows("seen").get(f"{dedupe.key}:{workflow}")
         return row if row is not None and row["until"] > self._now else None
 
-    def _mark(self, dedupe: base.Dedupe, workflow: str, run_id: str) -> None:
+    def _mark(self, dedupe: shapes.Dedupe, workflow: str, run_id: str) -> None:
         over = [name for name, row in self._rows("seen").items() if row["until"] <= self._now]
         self._remove("seen", over)
         mark = {"run": run_id, "fingerprint": dedupe.fingerprint, "until": self._now + dedupe.ttl_s * 1000}
@@ -354,7 +365,7 @@ class TinyStore(base.Store):
     def record(self, entries: Sequence[tuple[Delivery, bytes | None]]) -> TinyCall[None]:
         return TinyCall(lambda: self._inbox.record(entries), self._inbox.storage)
 
-    def deliveries(self, which: base.DeliveryFilter) -> TinyCall[tuple[tuple[Delivery, ...], str | None]]:
+    def deliveries(self, which: shapes.DeliveryFilter) -> TinyCall[tuple[tuple[Delivery, ...], str | None]]:
         return TinyCall(lambda: self._inbox.list(which), self._inbox.storage)
 
     def delivery(self, name: str) -> TinyCall[tuple[Delivery, bytes | None]]:
@@ -370,10 +381,10 @@ class TinyStore(base.Store):
             named = {file for row in self._rows("runs").values() for file in files_of(row["data"])}
             self._unnamed += [file.name for file in self._storage.large.iterdir() if file.name not in named]
             self._missed_until = self._now
-        elif self._now - self._swept_at > base.OUTAGE_MS:
+        elif self._now - self._swept_at > shapes.OUTAGE_MS:
             # In memory: one process sweeps here, and an idle service should not write each second.
-            self._grace_until = self._now + base.OUTAGE_GRACE_MS
-        if self._swept_at is not None and self._now - self._swept_at > base.GAP_MS:
+            self._grace_until = self._now + shapes.OUTAGE_GRACE_MS
+        if self._swept_at is not None and self._now - self._swept_at > shapes.GAP_MS:
             self._missed_until = self._now
         self._swept_at = self._now
         swept = Swept()
@@ -391,7 +402,7 @@ class TinyStore(base.Store):
 
     def _with_due(self, swept: Swept) -> Swept:
         rows = self._rows("schedules")
-        self._remove("schedules", [id_ for id_, row in rows.items() if row["seen"] < self._now - base.FORGET_MS])
+        self._remove("schedules", [id_ for id_, row in rows.items() if row["seen"] < self._now - shapes.FORGET_MS])
         known = sorted((row["due"], id_) for id_, row in self._rows("schedules").items())
         waits = [task.ended or 0 for moves in self._busy() for task in moves.run.tasks.values() if task.s == "y"]
         coming = [due for due in (*(due for due, _ in known), *waits) if due > self._now]
@@ -402,7 +413,7 @@ class TinyStore(base.Store):
             missed_until=self._missed_until,
         )
 
-    def _fire(self, fire: base.Fire, run_id: str) -> Started | None:
+    def _fire(self, fire: shapes.Fire, run_id: str) -> Started | None:
         """Let a schedule go on; return the answer when nothing is to be started."""
         row = self._rows("schedules").get(fire.schedule)
         if row is None or row["due"] != fire.was:
@@ -414,7 +425,7 @@ class TinyStore(base.Store):
         self._go_on(fire, fire.skipped, fire.reason, last=run_id, last_due=fire.due)
         return None
 
-    def _go_on(self, fire: base.Fire, skipped: int, reason: str, **more: Any) -> None:
+    def _go_on(self, fire: shapes.Fire, skipped: int, reason: str, **more: Any) -> None:
         row = {**self._rows("schedules")[fire.schedule], "due": fire.next, **more}
         if skipped:
             row |= {"skipped": row["skipped"] + skipped, "skip": f"{self._now} {fire.was} {reason}"}
@@ -425,19 +436,19 @@ class TinyStore(base.Store):
         rows = self._rows("schedules")
         for id_ in schedules:
             # Rarely: each time, the whole file is written.
-            if id_ in rows and rows[id_]["seen"] < self._now - base.FORGET_MS // 3:
+            if id_ in rows and rows[id_]["seen"] < self._now - shapes.FORGET_MS // 3:
                 self._put("schedules", id_, {**rows[id_], "seen": self._now})
         return self._now, tuple(id_ for id_ in schedules if id_ not in rows)
 
     @_described
-    def add(self, entries: Sequence[base.Entry]) -> None:
+    def add(self, entries: Sequence[shapes.Entry]) -> None:
         for entry in entries:
             if entry.schedule not in self._rows("schedules"):
                 new = {"due": entry.due, "seen": self._now, "last": "", "last_due": 0, "skipped": 0, "skip": ""}
                 self._put("schedules", entry.schedule, new)
 
     @_described
-    def skip(self, fire: base.Fire) -> bool:
+    def skip(self, fire: shapes.Fire) -> bool:
         row = self._rows("schedules").get(fire.schedule)
         if row is None or row["due"] != fire.was:
             return False
@@ -445,7 +456,7 @@ class TinyStore(base.Store):
         return True
 
     @_described
-    def schedules(self, ids: Sequence[str]) -> tuple[base.ScheduleState, ...]:
+    def schedules(self, ids: Sequence[str]) -> tuple[shapes.ScheduleState, ...]:
         none = {"due": -1, "last_due": 0, "last": "", "skipped": 0, "skip": ""}
         rows = (self._rows("schedules").get(id_, none) for id_ in ids)
         return tuple(
@@ -461,14 +472,14 @@ class TinyStore(base.Store):
             for number, task in moves.run.tasks.items()
             if task.s == letter and (at := (task.lease if letter == "r" else task.ended) or 0) <= self._now
         ]
-        return [ref for _, _, ref in sorted(found)[: base.SWEEP_LIMIT]]
+        return [ref for _, _, ref in sorted(found)[: shapes.SWEEP_LIMIT]]
 
     @_described
-    def prune(self, keeps: Mapping[str, base.Keep], limit: int = base.PRUNE_LIMIT) -> int:
+    def prune(self, keeps: Mapping[str, shapes.Keep], limit: int = shapes.PRUNE_LIMIT) -> int:
         gone: list[str] = []
         rows = self._rows("runs").items()
         for workflow in sorted({row["state"]["workflow"] for _, row in rows}):
-            keep = keeps.get(workflow, keeps.get("", base.Keep()))
+            keep = keeps.get(workflow, keeps.get("", shapes.Keep()))
             of = sorted(
                 (row["state"]["created"], id_) for id_, row in rows if row["state"]["workflow"] == workflow
             )
@@ -521,7 +532,7 @@ class TinyStore(base.Store):
     # Access tokens
 
     @_described
-    def add_token(self, new: base.NewToken) -> AccessToken:
+    def add_token(self, new: shapes.NewToken) -> AccessToken:
         row = self._rows("tokens").get(new.id)
         if row is None:
             expires = None if new.expires_in_ms is None else self._now + new.expires_in_ms
@@ -551,7 +562,7 @@ class TinyStore(base.Store):
             return Presented(any_token=bool(rows))
         row = rows[found]
         expired = row["expires"] is not None and row["expires"] <= self._now
-        if not expired and (row["used"] is None or self._now - row["used"] >= base.USE_NOTED_MS):
+        if not expired and (row["used"] is None or self._now - row["used"] >= shapes.USE_NOTED_MS):
             row = {**row, "used": self._now}
             self._put("tokens", found, row)
         return Presented(token=_token(found, row), expired=expired, any_token=True)
@@ -571,7 +582,7 @@ class TinyStore(base.Store):
         return rules.view(run, plan, self._data(run_id)), plan
 
     @_described
-    def list(self, which: base.Filter) -> tuple[tuple[Run, ...], str | None]:
+    def list(self, which: shapes.Filter) -> tuple[tuple[Run, ...], str | None]:
         rows = self._rows("runs")
         newest = sorted(((row["state"]["created"], run_id) for run_id, row in rows.items()), reverse=True)
         if which.after is not None:
@@ -596,14 +607,14 @@ class TinyStore(base.Store):
         return tuple(found), None
 
     @_described
-    def inspect(self) -> base.Inspection:
+    def inspect(self) -> shapes.Inspection:
         """No passes: the service that holds the folder makes them, and an idle one should not write."""
         rows = self._rows("workers").items()
         alive = {name: tuple(row.get("queues", ())) for name, row in rows if row["at"] >= self._now - LEASE_MS}
-        return base.Inspection(now=self._now, workers=alive, queues=self._queues())
+        return shapes.Inspection(now=self._now, workers=alive, queues=self._queues())
 
     @_described
-    def state(self, workflows: Sequence[str]) -> base.StoreState:
+    def state(self, workflows: Sequence[str]) -> shapes.StoreState:
         tasks = [task for moves in self._busy() for task in moves.run.tasks.values()]
         queued = [task.queued or 0 for task in tasks if task.s == "q"]
         lines = {}
@@ -611,7 +622,7 @@ class TinyStore(base.Store):
             runs = [row for row in self._rows("runs").values() if row["state"]["workflow"] == name]
             newest = max((row["state"] for row in runs), key=lambda s: (s["created"], s["id"]), default=None)
             success = self._rows("successes").get(name)
-            lines[name] = base.WorkflowState(
+            lines[name] = shapes.WorkflowState(
                 status=WORD[newest.get("s", "q")] if newest else None,
                 last_run=newest["id"] if newest else None,
                 last_success_at=time_text(success["at"]) if success else None,
@@ -619,7 +630,7 @@ class TinyStore(base.Store):
             )
         alive = sum(row["at"] >= self._now - LEASE_MS for row in self._rows("workers").values())
         oldest = (self._now - min(queued)) / 1000 if queued else None
-        return base.StoreState(queued=len(queued), oldest_queued_s=oldest, workers=alive, workflows=lines)
+        return shapes.StoreState(queued=len(queued), oldest_queued_s=oldest, workers=alive, workflows=lines)
 
 
 def _token(id_: str, row: Mapping[str, Any]) -> AccessToken:

@@ -6,7 +6,7 @@ import msgspec
 
 from director.errors import Conflict, NotFound
 from director.models import AccessToken, Scope, Struct, time_text
-from director.store.base import NewToken
+from director.store.shapes import NewToken
 
 
 class Facts(Struct, frozen=True):

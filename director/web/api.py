@@ -19,7 +19,7 @@ from director.access import Grant
 from director.engine import new_token
 from director.errors import InvalidPayload, NotFound
 from director.models import FullRun, Plan, Run, Workflow
-from director.store.base import Dedupe, Filter, ScheduleState, WorkflowState
+from director.store.shapes import Dedupe, Filter, ScheduleState, WorkflowState
 from director.web import auth, bodies, schedules, shapes
 from director.web.problems import Refusal
 from director.web.service import Service

@@ -12,7 +12,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from director.deliveries import VERDICTS, shown
 from director.errors import StoreUnavailable
 from director.models import FullDelivery
-from director.store.base import DeliveryFilter
+from director.store.shapes import DeliveryFilter
 from director.web import shapes
 from director.web.problems import Refusal
 from director.web.service import Service

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from director import log
 from director.errors import DirectorError
 from director.models import Delivery
-from director.store.base import KEEP_DELIVERIES
+from director.store.shapes import KEEP_DELIVERIES
 
 if TYPE_CHECKING:
     from director.web.service import Service

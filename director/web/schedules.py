@@ -9,7 +9,7 @@ from litestar.di import NamedDependency
 
 from director.access import Grant
 from director.models import Workflow
-from director.store.base import ScheduleState
+from director.store.shapes import ScheduleState
 from director.web import shapes
 from director.web.service import Service
 

@@ -16,7 +16,8 @@ from director.loop import Loop, Pass
 from director.models import Problem, Workflow
 from director.settings import Settings
 from director.store import open_store
-from director.store.base import Described, Started, Store
+from director.store.base import Store
+from director.store.shapes import Described, Started
 
 T = TypeVar("T")
 BACKLOG = 4000

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from director.models import AccessToken, Delivery, Run, Workflow
-from director.store.base import WorkflowState
+from director.store.shapes import WorkflowState
 
 
 class RunList(msgspec.Struct):

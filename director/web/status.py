@@ -20,7 +20,7 @@ from director import states
 from director.access import Grant
 from director.errors import StoreUnavailable
 from director.models import Workflow, duration_s, time_ms, time_text
-from director.store.base import ScheduleState, StoreState, WorkflowState
+from director.store.shapes import ScheduleState, StoreState, WorkflowState
 from director.web import schedules, shapes
 from director.web.problems import Refusal
 from director.web.service import Service

@@ -19,7 +19,7 @@ from director.engine import new_run_id
 from director.errors import DirectorError, InvalidPayload, StoreUnavailable
 from director.models import Delivery, DeliveryRun, Project, Source, time_text
 from director.signing import SignedRequest, Verdict, claims, scheme, secret_problem, verify
-from director.store.base import Dedupe, Started
+from director.store.shapes import Dedupe, Started
 from director.triggers import Match, Router, Routing
 from director.web import bodies, problems
 from director.web.inbox import Inbox

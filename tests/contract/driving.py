@@ -11,7 +11,8 @@ from director import plan
 from director.engine import Engine, Relaunched, new_run_id, new_token
 from director.errors import Conflict
 from director.models import Call, Element, FullRun, Plan, TaskError, TaskOptions, Workflow
-from director.store.base import Begun, Dedupe, Finished, NewRun, Next, Outcome, Ref, Started, Store
+from director.store.base import Store
+from director.store.shapes import Begun, Dedupe, Finished, NewRun, Next, Outcome, Ref, Started
 from tests.processes import element, workflow
 
 HOLDER = "boot.1"

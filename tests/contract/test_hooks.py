@@ -4,7 +4,7 @@ import pytest
 
 from director import plan
 from director.models import Progress, TaskError
-from director.store.base import UNKNOWN_MS, Ref
+from director.store.shapes import UNKNOWN_MS, Ref
 from tests.contract.driving import BOOM, begin, fail, finish, get, new, queued, relaunch, statuses, succeed
 from tests.processes import workflow
 

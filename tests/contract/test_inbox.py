@@ -4,7 +4,7 @@ import pytest
 
 from director.errors import NotFound
 from director.models import Delivery, DeliveryRun
-from director.store.base import KEEP_DELIVERIES, DeliveryFilter
+from director.store.shapes import KEEP_DELIVERIES, DeliveryFilter
 from director.store.tiny import TinyStore
 
 

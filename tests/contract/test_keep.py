@@ -4,7 +4,7 @@ import pytest
 
 from director.models import TaskOptions, time_text
 from director.plan import build
-from director.store.base import Next, Ref
+from director.store.shapes import Next, Ref
 from tests.contract.driving import (
     BOOM,
     begin,

@@ -7,7 +7,7 @@ import pytest
 
 from director.errors import NotFound
 from director.models import Progress, RunError, time_text
-from director.store.base import Dedupe, Filter, Next, Ref
+from director.store.shapes import Dedupe, Filter, Next, Ref
 from tests.contract.driving import (
     BOOM,
     HOLDER,

@@ -12,7 +12,8 @@ from director import plan
 from director.errors import Conflict
 from director.models import Plan, Run, TaskError, TaskOptions, time_text
 from director.states import PENDING, QUEUED, RUN_MOVES, SKIPPED, TASK_MOVES
-from director.store.base import LEASE_MS, UNKNOWN_MS, NewRun, Next, Outcome, Ref, Relaunch, Store
+from director.store.base import Store
+from director.store.shapes import LEASE_MS, UNKNOWN_MS, NewRun, Next, Outcome, Ref, Relaunch
 from tests.conftest import Clock
 from tests.contract import driving
 from tests.contract.driving import BOOM, HOLDER, fail, get, new, succeed

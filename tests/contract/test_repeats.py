@@ -3,7 +3,7 @@
 import pytest
 
 from director.models import TaskError, TaskOptions
-from director.store.base import Dedupe, Filter, Next, Outcome, Ref, Relaunch, Swept
+from director.store.shapes import Dedupe, Filter, Next, Outcome, Ref, Relaunch, Swept
 from tests.contract.driving import BOOM, HOLDER, begin, fail, get, new, plan_of, queued
 
 PLAN = plan_of(["A", ("B", "C")], ahead=True, failure_hook="BAD")

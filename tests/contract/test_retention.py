@@ -10,8 +10,8 @@ from director.engine import Engine
 from director.errors import NotFound, SettingsError, StoreUnavailable
 from director.loop import Loop, keeps
 from director.settings import Settings
-from director.store.base import Dedupe, Filter, Keep, Ref
 from director.store.redis import RedisStore
+from director.store.shapes import Dedupe, Filter, Keep, Ref
 from tests.contract.driving import (
     BOOM,
     begin,

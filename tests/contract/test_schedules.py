@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from director import schedules
 from director.models import time_text
-from director.store.base import FORGET_MS, GAP_MS, Entry, Filter, Fire, Outcome
+from director.store.shapes import FORGET_MS, GAP_MS, Entry, Filter, Fire, Outcome
 from tests.contract.driving import BOOM, HOLDER, begin, fail, get, new, plan_of, start, succeed
 
 PLAN = plan_of(["A"])

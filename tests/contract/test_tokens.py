@@ -5,7 +5,7 @@ import pytest
 from director import access
 from director.errors import Conflict, NotFound
 from director.models import Presented, time_text
-from director.store.base import NewToken
+from director.store.shapes import NewToken
 
 DAY_MS = 86_400_000
 ONE = NewToken(id="00000001", digest=access.digest("one"), scope="run", workflows=("a.B", "c"), name="CI ü")

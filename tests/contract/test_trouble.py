@@ -6,8 +6,8 @@ from director import plan
 from director.engine import new_token
 from director.errors import Conflict, NotFound
 from director.models import RunError, TaskError, TaskOptions, time_text
-from director.store.base import LEASE_MS, Dedupe, Filter, Ref, Relaunch, Started
 from director.store.redis import RedisStore
+from director.store.shapes import LEASE_MS, Dedupe, Filter, Ref, Relaunch, Started
 from tests.contract.driving import (
     HOLDER,
     begin,
