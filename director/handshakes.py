@@ -9,6 +9,9 @@ from urllib.parse import parse_qs
 
 from director.schemes import Handshake
 
+TALKING = ("slack-url-verification", "discord-ping")
+"""Of providers whose people give commands, and wait for a word."""
+
 
 def answer(handshake: Handshake, event: str, document: Any, secret: str) -> dict[str, Any] | None:
     """Return the answer that a verified delivery asks for, None when it is an ordinary one.
@@ -35,6 +38,19 @@ def answer(handshake: Handshake, event: str, document: Any, secret: str) -> dict
         mac = hmac.digest(secret.encode(), token.encode("utf-8", "surrogatepass"), "sha256").hex()
         return {"plainToken": token, "encryptedToken": mac}
     return None
+
+
+def message(handshake: Handshake, document: Any, said: str) -> dict[str, Any]:
+    """Return what shows a text to the person who gave a command; nothing where no person waits.
+
+    docs.slack.dev, "Slash commands": a text for them alone; docs.discord.com, "Interactions": type 4, flag 64.
+    """
+    asked = document if isinstance(document, Mapping) else {}
+    if handshake == "slack-url-verification" and "command" in asked:
+        return {"response_type": "ephemeral", "text": said}
+    if handshake == "discord-ping":
+        return {"type": 4, "data": {"content": said[:2000], "flags": 64}}
+    return {}
 
 
 def challenge(handshake: Handshake, query: str, tokens: Sequence[str]) -> str | None:

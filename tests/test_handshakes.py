@@ -67,6 +67,25 @@ def test_discords_ping(web):
     problem(web.send("discord", "00" * 32, body), 401)
 
 
+def test_who_gives_discord_a_command_is_told_what_became_of_it(tmp_path):
+    (tmp_path / "workflows").mkdir()
+    (tmp_path / "workflows" / "all.yml").write_text(
+        "w: {tasks: [ONE], triggers: [{source: discord, when: data.name == 'deploy'}]}\n"
+        "sources: {discord: {secret: $DISCORD_PUBLIC_KEY}}\n"
+    )
+    private = PRIVATE.private_bytes_raw().hex()
+    with serving(settings_for(tmp_path, **SECRETS)) as other:
+        answer = other.send("discord", private, b'{"id": "3", "type": 2, "data": {"name": "deploy"}}').json()
+        run = answer["runs"][0]["url"]
+        assert (answer["type"], answer["data"]) == (4, {"content": f"w: {run}", "flags": 64})
+        answer = other.send("discord", private, b'{"id": "4", "type": 2, "data": {"name": "x"}}').json()
+        assert (
+            answer["data"]["content"]
+            == answer["reason"]
+            == "w: trigger 1: when `data.name == 'deploy'` gave false"
+        )
+
+
 @pytest.mark.parametrize("secret", ["zoom", "zoom-old"])
 def test_zooms_url_validation(web, secret):
     """developers.zoom.us: the token comes back with its HMAC, made with the secret that Zoom signed with."""

@@ -90,6 +90,7 @@ def test_a_slack_command_relaunches_only_what_failed(web):
     answer = command(web, "/relaunch", run_id)
     assert answer.status_code == 202
     assert [(run["id"], run["workflow"]) for run in answer.json()["runs"]] == [(run_id, "deploy")]
+    assert (answer.json()["response_type"], answer.json()["text"]) == ("ephemeral", f"deploy: /runs/{run_id}")
     expected = {"BUILD": "succeeded", "SHIP": "queued", "TELL": "pending"}
     assert statuses(web, run_id) == ("queued", 2, expected)
     web.finish(run_id)
@@ -107,6 +108,7 @@ def test_latest_is_the_newest_failed_run_of_the_workflow(web):
     answer = command(web, "/again", "", "t-4")
     assert (answer.status_code, answer.json()["runs"]) == (200, [])
     assert "No run of deploy has failed" in answer.json()["reason"]
+    assert answer.json()["text"] == answer.json()["reason"], "Slack shows it to who gave the command"
     web.finish(first)
     web.finish(second)
 

@@ -193,7 +193,12 @@ class Webhooks:
             logger.info("webhook.answered", **taking.facts, handshake=taking.reason)
             return 200, asked or HookAnswer(taking.delivery, [], False, "a ping starts nothing")
         dedupe = Dedupe(key=f"{source.name}:{verdict.id}", ttl_s=deliveries.SEEN_S) if verdict.id else None
-        return await self._do(taking, document, dedupe, source.relaunches)
+        status, answer = await self._do(taking, document, dedupe, source.relaunches)
+        if source.scheme.handshake in handshakes.TALKING:
+            said = "\n".join(f"{run.workflow}: {run.url}" for run in answer.runs) or answer.reason or ""
+            more = handshakes.message(source.scheme.handshake, document, said)
+            return status, {**msgspec.to_builtins(answer), **more}
+        return status, answer
 
     async def _do(
         self, taking: _Taking, document: Any, dedupe: Dedupe | None, relaunches: bool, comment: str = ""
