@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import re
+import socket
 import time
 from urllib.parse import urlencode
 
@@ -15,6 +16,7 @@ import pytest
 
 from director.store.shapes import Filter
 from director.web import bodies
+from tests.processes import until
 from tests.web_fixtures import SECRET, problem, serving, settings_for, signature
 
 PUSH = {"ref": "refs/heads/main", "after": "a" * 40}
@@ -265,6 +267,22 @@ def test_a_slow_body_is_given_up(web, monkeypatch):
     answer = web.raw(head)
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"connection: close" in answer.lower()
+
+
+def test_slow_bodies_together_are_bounded(web, monkeypatch):
+    """Given senders that hold back the end of large bodies, then one too many is told to come again."""
+    monkeypatch.setattr(bodies, "MAX_HELD_BYTES", 1_500_000)
+    head = b"POST /hooks/github HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 900_000
+    with socket.create_connection(("127.0.0.1", web.port), timeout=10) as first:
+        first.sendall(head)
+        until(lambda: bodies._Held.size == 900_000)
+        answer = web.raw(head)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"retry-after: 1" in answer.lower()
+        assert web.hook(PUSH).status_code == 202, "what arrives whole is taken"
+    until(lambda: bodies._Held.size == 0)
+    large = msgspec.json.encode({**PUSH, "filler": "x" * 900_000})
+    assert web.hook(large).status_code == 202
 
 
 def test_nothing_secret_is_logged(web, capfd):

@@ -38,7 +38,7 @@ _ANSWERS = {
     "413": "The body is too large",
     "415": "The body has a Content-Encoding",
     "422": "The schema of every wanted workflow refuses the payload",
-    "503": "The store is away; send it again",
+    "503": "The store is away, or too much is underway; send it again",
 }
 _ENDED = "The run has ended within `wait`, or an earlier call with the same Idempotency-Key has started it"
 _PLANNED = "What would run (`plan=1`); nothing was changed"
