@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from director.definitions import load
 from director.store.redis import RedisStore
 from director.store.shapes import Dedupe
-from director.store.tiny import TinyCall
+from director.store.tables import TinyCall
 from tests.web_fixtures import WORKFLOWS, problem, serving, settings_for, signature
 
 RUN = {

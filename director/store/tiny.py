@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import wraps
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
-from tinydb import TinyDB
-from tinydb.table import Document, Table
 
-from director.errors import NotFound, StoreUnavailable
 from director.models import AccessToken, Delivery, FullRun, Plan, Presented, Run, TaskError, TaskOptions, time_text
 from director.states import ENDED, WORD
 from director.store import base, rules, shapes, tokens
-from director.store.files import Data, SafeStorage, files_of
-from director.store.inbox import Inbox
+from director.store.files import files_of
 from director.store.shapes import (
     LEASE_MS,
     Begun,
-    Described,
     Finished,
     NewRun,
     Outbox,
@@ -32,182 +22,17 @@ from director.store.shapes import (
     Started,
     Swept,
 )
+from director.store.tables import Documents, TinyCall, described
 
-T = TypeVar("T")
 OUTBOX_LIMIT = 1000
 
 
-class _Table(Table):
-    """A table whose documents are known by our own ids."""
-
-    document_id_class = str  # type: ignore[assignment]
-    default_query_cache_capacity = 0
-
-
-class TinyCall(Described[T]):
-    """One call: what runs inside the store's transaction."""
-
-    __slots__ = ("make", "storage")
-
-    def __init__(self, make: Callable[[], T], storage: SafeStorage | None = None) -> None:
-        self.make, self.storage = make, storage
-
-
-def _described(verb: Callable[..., T]) -> Callable[..., TinyCall[T]]:
-    """Make a verb describe its call instead of making it."""
-
-    @wraps(verb)
-    def describe(*args: Any, **more: Any) -> TinyCall[T]:
-        return TinyCall(lambda: verb(*args, **more))
-
-    return describe
-
-
-class TinyStore(base.Store):
-    """What remembers runs, in a folder.
-
-    Args:
-        folder: created when it is missing.
-        max_lost: losses after which a task run fails.
-        keep_runs: finished runs that are kept.
-
-    Raises:
-        SettingsError: the folder cannot be created or written.
-    """
-
-    def __init__(
-        self, folder: Path, *, max_lost: int = 3, keep_runs: int = 200, clock: Callable[[], int] | None = None
-    ) -> None:
-        self.clock = clock
-        self.changed = threading.Event()
-        """Set at every change that this process makes: there may be something to publish."""
-        self._folder, self._max_lost, self._keep_runs = folder, max_lost, keep_runs
-        self._mutex = threading.RLock()
-        self._plans: dict[str, Plan] = {}
-        self._swept_at: int | None = None
-        self._grace_until = self._missed_until = 0
-        self._unnamed: list[str] = []
-        """Files that the transaction underway has stopped to name."""
-        self._storage = SafeStorage(folder)
-        self._inbox = Inbox(folder)
-        self._db = TinyDB(storage=lambda: self._storage)
-        self._db.table_class = _Table
-
-    def do(self, call: Described[T]) -> T:
-        assert isinstance(call, TinyCall)
-        storage = call.storage or self._storage
-        try:
-            with self._mutex, storage.transaction():
-                self._now = self.clock() if self.clock else int(time.time() * 1000)
-                self._unnamed = []
-                answer = cast(TinyCall[T], call).make()
-        except OSError as exc:
-            raise StoreUnavailable(
-                f"{self._folder} cannot be read or written ({exc.strerror or exc}). What was asked may have "
-                "been recorded all the same. Look at the folder's owner and at the free space."
-            ) from exc
-        except msgspec.ValidationError as exc:
-            raise storage.unusable(exc) from exc
-        for name in self._unnamed:
-            with suppress(OSError):  # it is in nobody's way; the next process tries again
-                (self._storage.large / name).unlink()
-        if storage is self._storage and storage.dirty:
-            self.changed.set()
-        return answer
-
-    def close(self) -> None:
-        with self._mutex:
-            self._storage.close()
-            self._inbox.storage.close()
-
-    # Documents
-
-    def _rows(self, table: str) -> dict[str, Any]:
-        rows: dict[str, Any] = self._storage.read().get(table, {})
-        return rows
-
-    def _put(self, table: str, key: str, document: Mapping[str, Any]) -> None:
-        self._remove(table, [key])
-        self._db.table(table).insert(Document(dict(document), doc_id=key))  # type: ignore[arg-type]
-
-    def _remove(self, table: str, keys: Sequence[str]) -> None:
-        there = [key for key in keys if key in self._rows(table)]
-        if there:
-            self._db.table(table).remove(doc_ids=there)  # type: ignore[arg-type]
-
-    def _run(self, run_id: str) -> rules.RunState | None:
-        row = self._rows("runs").get(run_id)
-        return msgspec.convert(row["state"], rules.RunState) if row else None
-
-    def _data(self, run_id: str) -> Data:
-        row = self._rows("runs").get(run_id)
-        return Data(self._storage.large, run_id, row["data"] if row else {})
-
-    def _moves(self, run_id: str) -> rules.Moves | None:
-        run = self._run(run_id)
-        return self._moves_of(run) if run else None
-
-    def _moves_of(self, run: rules.RunState) -> rules.Moves:
-        return rules.Moves(run, self._read_plan(run.plan), self._data(run.id), self._now, self._max_lost)
-
-    def _at(self, ref: Ref) -> tuple[rules.Moves, rules.Task] | None:
-        """Return a task run that has been touched, and its run."""
-        moves = self._moves(ref.run_id)
-        task = moves.run.tasks.get(str(ref.number)) if moves else None
-        return (moves, task) if moves and task else None
-
-    def _busy(self) -> Iterator[rules.Moves]:
-        """Return the runs in which something is underway; hooks outlive their run's end."""
-        for run_id in [run_id for run_id, row in self._rows("runs").items() if row["busy"]]:
-            moves = self._moves(run_id)
-            assert moves is not None
-            yield moves
-
-    def _save(self, moves: rules.Moves) -> None:
-        run, data = moves.run, cast(Data, moves.data)
-        before = self._rows("runs").get(run.id, {"data": {}})["data"]
-        self._unnamed += set(files_of(before)) - set(files_of(data.document))
-        busy, ended = any(task.s in "qry" for task in run.tasks.values()), WORD[run.s] in ENDED
-        state = msgspec.to_builtins(run)
-        self._put("runs", run.id, {"state": state, "data": data.document, "busy": busy, "ended": ended})
-        if run.s == "s" and run.ended == self._now:
-            self._put("successes", run.workflow, {"at": self._now})
-        if ended and not busy:
-            self._prune()
-
-    def _prune(self) -> None:
-        """Remove what ended longest ago over the limit of the folder."""
-        rows = self._rows("runs")
-        done = sorted(
-            (row["state"]["ended"], id_) for id_, row in rows.items() if row["ended"] and not row["busy"]
-        )
-        self._forget([run_id for _, run_id in done[: max(0, len(done) - self._keep_runs)]])
-
-    def _forget(self, run_ids: Sequence[str]) -> None:
-        """Remove runs, with what only they use."""
-        if run_ids:
-            self._unnamed += [file for id_ in run_ids for file in files_of(self._rows("runs")[id_]["data"])]
-            self._remove("runs", run_ids)
-            used = {row["state"]["plan"] for row in self._rows("runs").values()}
-            self._remove("plans", [digest for digest in self._rows("plans") if digest not in used])
-
-    def _read_plan(self, digest: str) -> Plan:
-        plan = self._plans.get(digest)
-        if plan is None:
-            row = self._rows("plans").get(digest)
-            if row is None:
-                raise NotFound(f"No plan is called {digest}.")
-            plan = self._plans[digest] = msgspec.convert(row, Plan)
-        return plan
-
-    def _keep_plan(self, plan: Plan) -> None:
-        if plan.digest not in self._rows("plans"):
-            self._put("plans", plan.digest, msgspec.to_builtins(plan))
-        self._plans[plan.digest] = plan
+class TinyStore(Documents):
+    """What remembers runs, in a folder."""
 
     # The life of a run
 
-    @_described
+    @described
     def start(self, new: NewRun) -> Started:
         if new.run_id in self._rows("runs"):
             return Started(run_id=new.run_id)
@@ -239,7 +64,7 @@ class TinyStore(base.Store):
         self._save(moves)
         return Started(run_id=new.run_id)
 
-    @_described
+    @described
     def begin(self, ref: Ref, token: str, holder: str) -> Begun | None:
         found = self._at(ref)
         if found is None:
@@ -251,7 +76,7 @@ class TinyStore(base.Store):
             self._save(moves)
         return begun
 
-    @_described
+    @described
     def finish(
         self, ref: Ref, token: str, outcome: Outcome, holder: str, wish: shapes.Next | None = None
     ) -> Finished:
@@ -269,7 +94,7 @@ class TinyStore(base.Store):
         begun = None if kept is None else moves.begun(kept)
         return Finished(accepted=True, begun=begun, run_status=WORD[moves.run.s])
 
-    @_described
+    @described
     def renew(self, held: Sequence[tuple[Ref, str]]) -> tuple[Ref, ...]:
         gone = []
         for ref, token in held:
@@ -281,7 +106,7 @@ class TinyStore(base.Store):
                 self._save(found[0])
         return tuple(gone)
 
-    @_described
+    @described
     def hand_back(self, holder: str, counted: bool) -> Swept:
         back = []
         for moves in self._busy():
@@ -302,7 +127,7 @@ class TinyStore(base.Store):
             ended += [ref.run_id] if moves.ended else []
         return Swept(lost=tuple(lost), failed=tuple(failed), ended=tuple(ended), idle=False)
 
-    @_described
+    @described
     def unknown(self, ref: Ref, token: str, error: TaskError) -> Swept:
         found = self._at(ref)
         if found is None or (found[1].s != "q" and not (found[1].s == "r" and found[1].token == token)):
@@ -313,7 +138,7 @@ class TinyStore(base.Store):
         ended = (ref.run_id,) if moves.ended else ()
         return Swept(lost=() if failed else (ref,), failed=(ref,) if failed else (), ended=ended, idle=False)
 
-    @_described
+    @described
     def cancel(self, run_id: str, token: str) -> None:
         moves = self._moves(run_id)
         if moves is None:
@@ -325,7 +150,7 @@ class TinyStore(base.Store):
         moves.cancel(token)
         self._save(moves)
 
-    @_described
+    @described
     def relaunch(self, order: shapes.Relaunch) -> int:
         run = self._run(order.run_id)
         if run is None:
@@ -344,21 +169,10 @@ class TinyStore(base.Store):
             self._save(moves)
         return run.launch
 
-    @_described
+    @described
     def seen(self, dedupe: shapes.Dedupe, workflow: str) -> str | None:
         first = self._first(dedupe, workflow)
         return first["run"] if first else None
-
-    def _first(self, dedupe: shapes.Dedupe, workflow: str) -> Any:
-        """Return what a dedupe key has done, None when it is not known or has expired."""
-        row = self._rows("seen").get(f"{dedupe.key}:{workflow}")
-        return row if row is not None and row["until"] > self._now else None
-
-    def _mark(self, dedupe: shapes.Dedupe, workflow: str, run_id: str) -> None:
-        over = [name for name, row in self._rows("seen").items() if row["until"] <= self._now]
-        self._remove("seen", over)
-        mark = {"run": run_id, "fingerprint": dedupe.fingerprint, "until": self._now + dedupe.ttl_s * 1000}
-        self._put("seen", f"{dedupe.key}:{workflow}", mark)
 
     # The inbox
 
@@ -373,7 +187,7 @@ class TinyStore(base.Store):
 
     # The loop and workers
 
-    @_described
+    @described
     def sweep(self, fires: bool = False) -> Swept:
         """No message is ever sent again: the broker lives and dies with the process."""
         if self._swept_at is None:
@@ -431,7 +245,7 @@ class TinyStore(base.Store):
             row |= {"skipped": row["skipped"] + skipped, "skip": f"{self._now} {fire.was} {reason}"}
         self._put("schedules", fire.schedule, row)
 
-    @_described
+    @described
     def refresh(self, schedules: Sequence[str]) -> tuple[int, tuple[str, ...]]:
         rows = self._rows("schedules")
         for id_ in schedules:
@@ -440,14 +254,14 @@ class TinyStore(base.Store):
                 self._put("schedules", id_, {**rows[id_], "seen": self._now})
         return self._now, tuple(id_ for id_ in schedules if id_ not in rows)
 
-    @_described
+    @described
     def add(self, entries: Sequence[shapes.Entry]) -> None:
         for entry in entries:
             if entry.schedule not in self._rows("schedules"):
                 new = {"due": entry.due, "seen": self._now, "last": "", "last_due": 0, "skipped": 0, "skip": ""}
                 self._put("schedules", entry.schedule, new)
 
-    @_described
+    @described
     def skip(self, fire: shapes.Fire) -> bool:
         row = self._rows("schedules").get(fire.schedule)
         if row is None or row["due"] != fire.was:
@@ -455,7 +269,7 @@ class TinyStore(base.Store):
         self._go_on(fire, fire.skipped, fire.reason)
         return True
 
-    @_described
+    @described
     def schedules(self, ids: Sequence[str]) -> tuple[shapes.ScheduleState, ...]:
         none = {"due": -1, "last_due": 0, "last": "", "skipped": 0, "skip": ""}
         rows = (self._rows("schedules").get(id_, none) for id_ in ids)
@@ -474,7 +288,7 @@ class TinyStore(base.Store):
         ]
         return [ref for _, _, ref in sorted(found)[: shapes.SWEEP_LIMIT]]
 
-    @_described
+    @described
     def prune(self, keeps: Mapping[str, shapes.Keep], limit: int = shapes.PRUNE_LIMIT) -> int:
         gone: list[str] = []
         rows = self._rows("runs").items()
@@ -493,7 +307,7 @@ class TinyStore(base.Store):
         self._forget(gone[:limit])
         return len(gone[:limit])
 
-    @_described
+    @described
     def outbox(self) -> tuple[Outbox, ...]:
         queued = [
             Outbox(Ref(run.id, int(number)), run.plan, task.queued or 0, run.hooks[int(number) - run.nodes :][:1])
@@ -505,7 +319,7 @@ class TinyStore(base.Store):
         ]
         return tuple(sorted(queued, key=lambda item: (item.queued_at, item.ref))[:OUTBOX_LIMIT])
 
-    @_described
+    @described
     def publish(
         self, worker: str, tasks: Mapping[str, TaskOptions], queues: Sequence[str] = ()
     ) -> tuple[str, ...]:
@@ -525,13 +339,13 @@ class TinyStore(base.Store):
         plans = [self._read_plan(digest) for digest in self._rows("plans")]
         return tuple(sorted({node.queue for plan in plans for node in plan.messaged}))
 
-    @_described
+    @described
     def task_options(self) -> dict[str, TaskOptions]:
         return {name: msgspec.convert(row, TaskOptions) for name, row in self._rows("tasks").items()}
 
     # Access tokens
 
-    @_described
+    @described
     def add_token(self, new: shapes.NewToken) -> AccessToken:
         row = self._rows("tokens").get(new.id)
         if row is None:
@@ -543,18 +357,18 @@ class TinyStore(base.Store):
             raise tokens.taken(new.id)
         return _token(new.id, {**row, "used": None})
 
-    @_described
+    @described
     def tokens(self) -> tuple[AccessToken, ...]:
         rows = sorted(self._rows("tokens").items(), key=lambda item: (item[1]["created"], item[0]))
         return tuple(_token(id_, row) for id_, row in rows)
 
-    @_described
+    @described
     def revoke(self, token_id: str) -> None:
         if token_id not in self._rows("tokens"):
             raise tokens.missing(token_id)
         self._remove("tokens", [token_id])
 
-    @_described
+    @described
     def authenticate(self, digest: str) -> Presented:
         rows = self._rows("tokens")
         found = next((id_ for id_, row in rows.items() if row["digest"] == digest), None)
@@ -569,11 +383,11 @@ class TinyStore(base.Store):
 
     # Reading
 
-    @_described
+    @described
     def plan(self, digest: str) -> Plan:
         return self._read_plan(digest)
 
-    @_described
+    @described
     def get(self, run_id: str) -> tuple[FullRun, Plan]:
         run = self._run(run_id)
         if run is None:
@@ -581,7 +395,7 @@ class TinyStore(base.Store):
         plan = self._read_plan(run.plan)
         return rules.view(run, plan, self._data(run_id)), plan
 
-    @_described
+    @described
     def list(self, which: shapes.Filter) -> tuple[tuple[Run, ...], str | None]:
         rows = self._rows("runs")
         newest = sorted(((row["state"]["created"], run_id) for run_id, row in rows.items()), reverse=True)
@@ -606,14 +420,14 @@ class TinyStore(base.Store):
             found.append(rules.header(run, self._data(run_id), key))
         return tuple(found), None
 
-    @_described
+    @described
     def inspect(self) -> shapes.Inspection:
         """No passes: the service that holds the folder makes them, and an idle one should not write."""
         rows = self._rows("workers").items()
         alive = {name: tuple(row.get("queues", ())) for name, row in rows if row["at"] >= self._now - LEASE_MS}
         return shapes.Inspection(now=self._now, workers=alive, queues=self._queues())
 
-    @_described
+    @described
     def state(self, workflows: Sequence[str]) -> shapes.StoreState:
         tasks = [task for moves in self._busy() for task in moves.run.tasks.values()]
         queued = [task.queued or 0 for task in tasks if task.s == "q"]
