@@ -321,7 +321,7 @@ def test_a_store_that_is_away_is_503(tmp_path):
     settings = settings_for(tmp_path, "redis://127.0.0.1:1/0")
     with serving(settings) as web:
         answer = web.hook(PUSH)
-        problem(answer, 503)
+        assert problem(answer, 503)["detail"] == "The store does not answer; send it again.", "not where it is"
         assert answer.headers["retry-after"] == "1"
         assert "127.0.0.1" not in problem(web.client.get("/health/ready"), 503)["detail"], "anybody may read it"
         assert web.client.get("/health/live").status_code == 200

@@ -116,7 +116,11 @@ class Webhooks:
             else:
                 status, text, headers = 200, self._challenge(taking, source), [(b"content-type", b"text/plain")]
         except Exception as exc:  # noqa: BLE001 - a bug too is answered, and logged
-            status, text, headers = problems.answer(scope["path"], exc)
+            # Not where the store is: the inbox and the log say that.
+            told = StoreUnavailable("The store does not answer; send it again.")
+            status, text, headers = problems.answer(
+                scope["path"], told if isinstance(exc, StoreUnavailable) else exc
+            )
             self._refuse(taking, status, exc)
             recorded = recorded or status == 401
         if recorded:
