@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from director import schedules, schemas, signing, starts, yamltree
+from director import clauses, schedules, schemas, signing, yamltree
 from director.models import (
     Call,
     Chain,
@@ -91,8 +91,8 @@ class Reading:
         if defaults is not None and not is_null(defaults):
             scope = Scope(file, None, "defaults")
             self.other_scopes.append(scope)
-            readers: dict[str, Callable[[Scope, Value], Any]] = {"hooks": self.hooks, "queue": self.queue}
-            readers |= {"payload": Scope.payload, "retention": starts.retention}
+            readers: dict[str, Callable[[Scope, Value], Any]] = {"hooks": self.hooks, "queue": clauses.queue}
+            readers |= {"payload": Scope.payload, "retention": clauses.retention}
             fields = scope.map(defaults, "defaults", readers)
             for own, value in self.named(self.default_scopes, scope, fields, "defaults"):
                 if not is_null(value):
@@ -237,7 +237,7 @@ class Reading:
         own = self.hooks(scope, given["hooks"]) if "hooks" in given else {}
         hooks = Hooks(**(own if len(own) == 2 else {**(self.default(scope, "hooks") or {}), **own}))
         if "queue" in given:
-            queue, queues = self.queue(
+            queue, queues = clauses.queue(
                 scope, given["queue"], {*names, *filter(None, (hooks.success, hooks.failure))}
             )
         else:
@@ -245,7 +245,7 @@ class Reading:
         payload = dict(self.default(scope, "payload") or {})
         if "payload" in given:
             payload |= scope.payload(given["payload"])
-        kept = starts.retention(scope, given["retention"]) if "retention" in given else {}
+        kept = clauses.retention(scope, given["retention"]) if "retention" in given else {}
         found = (
             [self.trigger(scope, item) for item in scope.items(given["triggers"], "triggers")]
             if "triggers" in given
@@ -343,24 +343,11 @@ class Reading:
         fields = scope.map(value, "hooks", ("success", "failure"))
         return {str(k): None if is_null(v) else self.task(scope, v, f"the {k} hook") for k, v in fields.items()}
 
-    @staticmethod
-    def queue(scope: Scope, value: Value, names: set[str] | None = None) -> tuple[str | None, dict[str, str]]:
-        """Return the default queue and queues by task; `names` are the tasks that may be named."""
-        if isinstance(value, Text):
-            return scope.name(value, "queue"), {}
-        fields = scope.given(value, "queue", ("default", "customs"))
-        queues = {}
-        for name, queue in scope.map(fields["customs"], "customs").items() if "customs" in fields else ():
-            if names is not None and name not in names:
-                scope.report(name, f"customs: {quote(name)} is no task of it{scope.hint(name, names)}")
-            queues[str(name)] = scope.name(queue, "queue") or ""
-        return scope.name(fields["default"], "queue") if "default" in fields else None, queues
-
     def periodic(self, scope: Scope, workflow: Workflow, value: Value) -> tuple[Schedule, ...]:
         """Return a workflow's schedules; one that its own schema would refuse each time is a problem."""
         found: dict[str, Schedule] = {}
         for item in scope.items(value, "periodic"):
-            schedule = starts.schedule(scope, item)
+            schedule = clauses.schedule(scope, item)
             if schedule is None:
                 continue
             schedule = msgspec.structs.replace(schedule, id=schedules.identity(workflow.name, schedule))
@@ -376,7 +363,7 @@ class Reading:
 
     def trigger(self, scope: Scope, value: Value) -> Trigger | None:
         """Return a trigger of a source that some file has; None when it names none."""
-        found = starts.trigger(scope, value)
+        found = clauses.trigger(scope, value)
         # A file that does not parse may hold the source: then the workflow is not to blame.
         blind = any(file.problem is not None and file.tree is None for file in self.files)
         if found is None or not isinstance(value, Map):

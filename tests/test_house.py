@@ -11,7 +11,7 @@ FLOORS = [
     "errors states log models settings",
     "plan messages triggers access yamltree schemas documents",
     "schemes scope schedules",
-    "signing starts handshakes",
+    "signing clauses handshakes",
     "grammar",
     "definitions registry",
     "store",

@@ -1,4 +1,4 @@
-"""The grammar of what starts a workflow, and of how long its runs stay: triggers, schedules, retention."""
+"""The grammar of a workflow's clauses that need no other: triggers, schedules, queues, retention."""
 
 from __future__ import annotations
 
@@ -86,6 +86,19 @@ def schedule(scope: Scope, value: Value) -> Schedule | None:
     if "enabled" in given:
         fields["enabled"] = scope.flag(given["enabled"], "enabled")
     return Schedule(**fields) if timing and len(scope.problems) == before else None
+
+
+def queue(scope: Scope, value: Value, names: set[str] | None = None) -> tuple[str | None, dict[str, str]]:
+    """Return the default queue and queues by task; `names` are the tasks that may be named."""
+    if isinstance(value, Text):
+        return scope.name(value, "queue"), {}
+    fields = scope.given(value, "queue", ("default", "customs"))
+    queues = {}
+    for name, queue in scope.map(fields["customs"], "customs").items() if "customs" in fields else ():
+        if names is not None and name not in names:
+            scope.report(name, f"customs: {quote(name)} is no task of it{scope.hint(name, names)}")
+        queues[str(name)] = scope.name(queue, "queue") or ""
+    return scope.name(fields["default"], "queue") if "default" in fields else None, queues
 
 
 def retention(scope: Scope, value: Value) -> dict[str, Any]:
